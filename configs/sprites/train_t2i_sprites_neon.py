@@ -1,0 +1,29 @@
+# Stage 3: the plain model fine-tuned on another drawing style, as personalised checkpoints are.
+_base_ = ['t2i_sprites.py', '../_base_/train.py']
+
+model = dict(trainable=['^unet'])
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=0,
+    dataset=dict(
+        type='CachedLatents',
+        dataset=dict(type='SpriteWorld', length=10000, num_frames=1, style='neon'),
+        vae={{_base_.model.vae}},
+        cache_dir='work_dirs/sprites/cache',
+        num_clips=10000,
+    ),
+    sampler=dict(type='ResumableSampler'),
+    collate_fn=dict(type='default_collate'),
+)
+train_cfg = dict(max_iters=1500)
+optim_wrapper = dict(optimizer=dict(lr=4e-4), paramwise_cfg=dict(no_decay_1d=True))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, T_max=1400, eta_min=2e-5),
+]
+custom_hooks = [
+    dict(type='NonFiniteGuard'),
+    dict(type='EMAHook', decay=0.998),
+    dict(type='SampleHook', interval=500, arguments={{_base_.infer}}),
+    dict(type='ExportHook', dtype='float16'),
+]

@@ -1,0 +1,23 @@
+"""Programs' way into mmvideo: make videos, write them, read their recipes, train."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Imported at first use: a tool that only writes a file should not wait for the models.
+_HOMES = {
+    'VideoInferencer': 'inferencer',
+    'read_recipe': 'recipe',
+    'save_videos_grid': 'writers',
+    'train': 'train',
+    'write_video': 'writers',
+}
+
+__all__ = ['VideoInferencer', 'read_recipe', 'save_videos_grid', 'train', 'write_video']
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)

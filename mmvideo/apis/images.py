@@ -1,0 +1,133 @@
+"""Pictures that a video was made from, inside its recipe.
+
+A picture file of at most ``EMBED_LIMIT`` bytes is kept as it is; of a larger one the picture as it
+was prepared for the model, which prepares to itself; and where that is too large as well, the
+file's path and sha256.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmvideo.errors import InputError
+
+EMBED_LIMIT = 2**20
+PACKAGE = 'package://'
+
+
+def find_image(image: Any, folder: Path) -> Any:
+    """``image`` with the path of a config made absolute: relative to its folder, or
+    ``package://PATH`` inside the package."""
+    if not isinstance(image, str):
+        return image
+    if image.startswith(PACKAGE):
+        inside = Path(image.removeprefix(PACKAGE))
+        if '..' in inside.parts or inside.is_absolute():
+            raise InputError(f'image={image!r}: expected a path inside the package.')
+        return str(Path(__file__).parents[1] / inside)
+    path = Path(image).expanduser()
+    return str(path if path.is_absolute() else folder / path)
+
+
+def pack_image(image: Any, prepare: Callable[[Any], torch.Tensor]) -> dict[str, Any]:
+    """A picture as an entry of a recipe.
+
+    Args:
+        image: what the editor got: a path, or any picture that ``prepare`` takes.
+        prepare: picture to float [3, H, W] in [-1, 1], multiples of 1/127.5.
+    """
+    if isinstance(image, dict):  # comes from a recipe already
+        return image
+    if isinstance(image, str | Path):
+        content = Path(image).expanduser().read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        entry = {'name': Path(image).name, 'sha256': digest}
+        if len(content) <= EMBED_LIMIT:
+            return {**entry, 'data': _base64(content)}
+    else:
+        entry = {'name': 'image.png'}
+    prepared = _png(prepare(image))
+    if len(prepared) <= EMBED_LIMIT:
+        digest = hashlib.sha256(prepared).hexdigest()
+        name = f'{Path(entry["name"]).stem}.png'
+        return {'name': name, 'sha256': digest, 'data': _base64(prepared)}
+    if 'sha256' not in entry:
+        raise InputError(
+            f'image: as a picture file it has {len(prepared)} bytes, more than a recipe holds '
+            f'({EMBED_LIMIT}); write it to a file and give its path.'
+        )
+    return {**entry, 'path': str(Path(image).expanduser().absolute())}
+
+
+@contextlib.contextmanager
+def unpacked(image: Any) -> Iterator[Any]:
+    """``image`` for the editor: an entry of a recipe becomes the path of a file.
+
+    Raises:
+        InputError: the entry is damaged, or the file that it names has changed.
+    """
+    if not isinstance(image, dict):
+        yield image
+    elif 'data' in image:
+        content = _content(image)
+        with tempfile.TemporaryDirectory(prefix='mmvideo-') as folder:
+            path = Path(folder) / 'image'
+            path.write_bytes(content)
+            yield str(path)
+    else:
+        yield _same_file(image)
+
+
+def check_entry(image: dict[str, Any], where: str = 'recipe') -> None:
+    """Raise InputError if an entry of a recipe is no picture of ``pack_image``."""
+    kinds = {'name': str, 'sha256': str, 'data': str, 'path': str}
+    known = all(isinstance(image[key], kinds[key]) for key in image if key in kinds)
+    if not known or set(image) - set(kinds) or not {'name', 'sha256'} <= set(image):
+        raise InputError(f'{where}: the picture in it is damaged.')
+    if 'data' in image:
+        _content(image)
+
+
+def _content(image: dict[str, Any]) -> bytes:
+    try:
+        content = base64.b64decode(image['data'], validate=True)
+    except (binascii.Error, ValueError, TypeError):
+        raise InputError('the picture in the recipe is damaged: it is no base64.') from None
+    if hashlib.sha256(content).hexdigest() != image['sha256']:
+        raise InputError('the picture in the recipe is damaged: its sha256 differs.')
+    return content
+
+
+def _same_file(image: dict[str, Any]) -> str:
+    path = Path(image.get('path', ''))
+    if not path.is_file():
+        raise InputError(
+            f'{path}: the picture of the recipe was too large to keep in it and is not there; '
+            'give it with --image.'
+        )
+    if hashlib.sha256(path.read_bytes()).hexdigest() != image['sha256']:
+        raise InputError(f'{path} has changed since the recipe was made; give it with --image.')
+    return str(path)
+
+
+def _png(prepared: torch.Tensor) -> bytes:
+    from PIL import Image
+
+    pixels = prepared.detach().cpu().add(1).mul(127.5).round().to(torch.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, format='PNG')
+    return buffer.getvalue()
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode('ascii')

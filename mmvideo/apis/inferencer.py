@@ -1,0 +1,293 @@
+"""From a config, a model name or a finished video to videos."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine import Config
+
+from mmvideo.apis.devices import dtype_name, pick_device, pick_dtype
+from mmvideo.apis.images import check_entry, find_image, pack_image, unpacked
+from mmvideo.apis.jobs import Job, make_jobs, merge_arguments
+from mmvideo.apis.progress import Progress
+from mmvideo.apis.recipe import (
+    MEDIA,
+    check_weights,
+    make_recipe,
+    read_recipe,
+    versions,
+    weight_entries,
+)
+from mmvideo.apis.targets import Target, choose_fps, choose_targets
+from mmvideo.apis.writers import safe_stem, to_frames, write_video
+from mmvideo.apis.zoo import find_config
+from mmvideo.errors import ConfigError, InputError
+from mmvideo.registry import MODELS
+from mmvideo.utils import set_default_scope
+
+
+@dataclass(frozen=True)
+class Work:
+    """A checked call: the jobs, the files of each, and their rate (none without files)."""
+
+    jobs: list[Job]
+    targets: list[list[Target]]
+    fps: float
+
+
+class VideoInferencer:
+    """Makes videos with the editor of a config; weights are read at the first call.
+
+    Args:
+        config: path of a config, a model name of a metafile, a ``Config``, or a file that mmvideo
+            wrote, which is then made again from its recipe.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None is the first GPU, or the recipe's.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None is bfloat16 on CUDA, else float32, or
+            the recipe's.
+        cfg_options: dotted keys of the config and their new values.
+        allow_other_weights: make a recipe's video even if the weight files have changed.
+
+    Raises:
+        UserError: before any weight is read.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | Config,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        cfg_options: Mapping[str, Any] | None = None,
+        allow_other_weights: bool = False,
+    ) -> None:
+        set_default_scope()
+        self.recipe: dict[str, Any] | None = None
+        self.notes: list[str] = []
+        self.allow_other_weights = allow_other_weights
+        if isinstance(config, str | Path) and Path(config).suffix.lower() in MEDIA:
+            self._open_media(Path(config), cfg_options)
+        else:
+            self._open_config(config, cfg_options)
+        if not isinstance(self.cfg.get('model'), Mapping) or 'type' not in self.cfg.model:
+            raise ConfigError(f'{self.name}: a config to run needs model = dict(type=...).')
+        self.editor_class = MODELS.get(self.cfg.model['type'])
+        machine = self.recipe['machine'] if self.recipe else {}
+        self.device = pick_device(device or self._recorded_device(machine))
+        self.dtype = pick_dtype(dtype or machine.get('dtype'), self.device)
+        self._editor: Any = None
+        self._weights: list[dict[str, Any]] = []
+
+    def _open_config(
+        self, config: str | Path | Config, cfg_options: Mapping[str, Any] | None
+    ) -> None:
+        from mmvideo.config import apply_options, load_config
+
+        if isinstance(config, Config):
+            self.cfg = config
+            apply_options(self.cfg, cfg_options or {})
+        else:
+            self.cfg = load_config(find_config(config), dict(cfg_options or {}))
+        file = self.cfg.filename
+        self.folder = Path(file).parent if file else Path()
+        self.name = safe_stem(Path(file).stem if file else str(self.cfg.model['type']).lower())
+        self.defaults: dict[str, Any] = dict(self.cfg.get('infer') or {})
+
+    def _open_media(self, path: Path, cfg_options: Mapping[str, Any] | None) -> None:
+        from mmvideo.config import recipe_to_config
+
+        self.recipe = read_recipe(path)
+        self.cfg = recipe_to_config(self.recipe['config'], dict(cfg_options or {}))
+        self.folder = Path()
+        self.name = safe_stem(self.recipe['name'])
+        self.defaults = {
+            **self.recipe['arguments'],
+            'fps': self.recipe['fps'],
+            'formats': [path.suffix.lower()],
+        }
+        if isinstance(self.defaults.get('image'), dict):
+            check_entry(self.defaults['image'], str(path))
+        for package, now in versions().items():
+            was = self.recipe['versions'].get(package)
+            if was != now:
+                self.notes.append(f'made with {package} {was}, here is {now}: frames may differ')
+
+    def _recorded_device(self, machine: Mapping[str, Any]) -> str | None:
+        kind = machine.get('device')
+        if kind == 'cuda' and not torch.cuda.is_available():
+            self.notes.append('made on a GPU, which is not here: frames will differ slightly')
+            return 'cpu'
+        return kind if isinstance(kind, str) else None
+
+    # What to do -------------------------------------------------------------------------------
+
+    def prepare(
+        self, out: str | Path | bool | None = None, fps: float | None = None, **arguments: Any
+    ) -> Work:
+        """Check a call completely without reading weights.
+
+        Raises:
+            UserError: naming the first thing that cannot be.
+        """
+        defaults = _with_images(self.defaults, self.folder)
+        merged = merge_arguments(self.editor_class, defaults, _with_images(arguments, Path()))
+        _check_images(merged.get('image'))
+        jobs = make_jobs(merged)
+        targets: list[list[Target]] = [[] for _ in jobs]
+        if out is not False:
+            single = merged.get('video_length', 1) == 1
+            named = None if isinstance(out, bool) else out
+            suffixes = [job.suffix for job in jobs]
+            targets = choose_targets(named, self.name, self.defaults, suffixes, single)
+        work = Work(jobs, targets, choose_fps(fps, self.defaults, targets))
+        for job in jobs:
+            with self._call_arguments(job) as call:
+                self.editor_class.check(self.cfg.model, call)
+        return work
+
+    def plan(
+        self, out: str | Path | bool | None = None, fps: float | None = None, **arguments: Any
+    ) -> Any:
+        """What a call would read, compute and write; reads no weights. See ``Plan``."""
+        from mmvideo.apis.plan import make_plan
+
+        return make_plan(self, self.prepare(out, fps, **arguments))
+
+    # Doing it ---------------------------------------------------------------------------------
+
+    @property
+    def editor(self) -> Any:
+        """The editor with its weights, on the device; built at first use."""
+        if self._editor is None:
+            editor = MODELS.build(self.cfg.model)
+            paths = list(editor.weight_files())
+            weights = weight_entries(paths)
+            if self.recipe is not None and not self.allow_other_weights:
+                check_weights(self.recipe['weights'], weights, paths)
+            self._weights = weights
+            self._editor = editor.to(device=self.device, dtype=self.dtype).eval()
+        return self._editor
+
+    def __call__(
+        self,
+        out: str | Path | bool | None = None,
+        fps: float | None = None,
+        progress: bool = True,
+        on_file: Callable[[Path], None] | None = None,
+        **arguments: Any,
+    ) -> dict[str, Any]:
+        """Make the videos.
+
+        Args:
+            out: a file (replaced if it exists), a folder, None for the config's own place, where
+                nothing is ever replaced, or False for no file.
+            fps: frames a second of the files.
+            progress: show it on stderr.
+            on_file: called with each file as soon as it is complete.
+            **arguments: of the editor's ``infer``. Lists of prompts, images and seeds make
+                several videos, see ``mmvideo.apis.jobs.make_jobs``.
+
+        Returns:
+            ``samples`` float [N, C, T, H, W] in [0, 1] (a list where sizes differ), ``paths`` of
+            the files, ``recipe`` of the first video and ``recipes`` of all.
+
+        Raises:
+            UserError: before any weight is read, where the input allows it.
+        """
+        work = self.prepare(out, fps, **arguments)
+        editor = self.editor
+        steps = int(work.jobs[0].arguments.get('num_inference_steps') or 0)
+        samples, paths, recipes = [], [], []
+        with Progress(len(work.jobs), steps, enabled=progress) as bar:
+            for job, targets in zip(work.jobs, work.targets, strict=True):
+                bar.next_clip()
+                sample, recipe = self._make(editor, job, work.fps, bar.callback)
+                samples.append(sample)
+                recipes.append(recipe)
+                for target in targets:
+                    paths.append(_write(target, sample, work.fps, recipe))
+                    if on_file is not None:
+                        on_file(paths[-1])
+        same = len({sample.shape for sample in samples}) == 1
+        together = torch.cat([s.unsqueeze(0) for s in samples]) if same else samples
+        return {'samples': together, 'paths': paths, 'recipe': recipes[0], 'recipes': recipes}
+
+    def _make(
+        self, editor: Any, job: Job, fps: float, callback: Callable
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        with self._call_arguments(job) as call, self._threads():
+            sample = editor.infer(**call, callback=callback)['samples'][0]
+            arguments = dict(job.arguments)
+            if arguments.get('image') is not None:
+                arguments['image'] = self._pack(arguments['image'], call, editor)
+        machine = {
+            'device': self.device.type,
+            'dtype': dtype_name(self.dtype),
+            'threads': self._thread_count(),
+        }
+        model = self.cfg.model.to_dict()
+        recipe = make_recipe(self.name, {'model': model}, arguments, fps, self._weights, machine)
+        return sample, recipe
+
+    def _pack(self, image: Any, call: Mapping[str, Any], editor: Any) -> dict[str, Any]:
+        from mmvideo.models.conditioning.image import prepare_condition_image
+
+        def prepare(picture: Any) -> torch.Tensor:
+            height, width = call.get('height'), call.get('width')
+            return prepare_condition_image(picture, height, width, multiple=editor.vae_scale)
+
+        return pack_image(image, prepare)
+
+    @contextlib.contextmanager
+    def _call_arguments(self, job: Job) -> Iterator[dict[str, Any]]:
+        with unpacked(job.arguments.get('image')) as image:
+            call = dict(job.arguments)
+            if 'image' in call:
+                call['image'] = image
+            yield call
+
+    def _thread_count(self) -> int:
+        threads = (self.recipe or {}).get('machine', {}).get('threads')
+        usable = isinstance(threads, int) and 1 <= threads <= 1024
+        return threads if usable else torch.get_num_threads()
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        # Sums split over threads round differently, so a replay uses as many as its recipe.
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._thread_count())
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _write(target: Target, sample: torch.Tensor, fps: float, recipe: dict[str, Any]) -> Path:
+    if not torch.isfinite(sample).all():
+        raise InputError(
+            'the result has values that are no numbers: this precision is too low for the model, '
+            'try --dtype float32.'
+        )
+    return write_video(target.path, to_frames(sample), fps, recipe, target.overwrite)
+
+
+def _with_images(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    image = arguments.get('image')
+    if image is None:
+        return dict(arguments)
+    if isinstance(image, list | tuple):
+        return {**arguments, 'image': [find_image(entry, folder) for entry in image]}
+    return {**arguments, 'image': find_image(image, folder)}
+
+
+def _check_images(image: Any) -> None:
+    """Decode every picture once, so that a damaged one is found before all work."""
+    from mmvideo.models.conditioning.image import prepare_condition_image
+
+    for entry in image if isinstance(image, list | tuple) else [image]:
+        if entry is not None:
+            with unpacked(entry) as picture:
+                prepare_condition_image(picture, multiple=1)

@@ -1,0 +1,263 @@
+"""What a call would do, from the config alone: no weights are read or fetched.
+
+The memory estimate is a rule, not a measurement: all weights, plus the larger of
+  denoiser: halves x T x h x w x C x ACTIVATIONS values, C the width of its first level,
+  decoding:  chunk x H x W x C x DECODED values, C the width of the VAE's last level,
+in the precision of the run; halves is 2 with guidance, h w the latent size. The libraries
+themselves (half a gigabyte) are not counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmvideo.apis.devices import dtype_name
+from mmvideo.apis.progress import size
+from mmvideo.errors import WeightsError
+from mmvideo.registry import MODELS
+
+if TYPE_CHECKING:
+    from mmvideo.apis.inferencer import VideoInferencer, Work
+
+# Measured on runs of float32 on a CPU: values alive at the peak, per value of the widest map.
+ACTIVATIONS = 24
+DECODED = 6
+_NO_WEIGHTS = {'scheduler', 'train_scheduler', 'tokenizer'}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component: its type, where its weights come from, and how large it is.
+
+    Attributes:
+        files: ``(name, bytes or None, present)`` of each file to read.
+        parameters: None where only the files' content tells.
+    """
+
+    name: str
+    type: str
+    source: str
+    files: tuple[tuple[str, int | None, bool], ...]
+    parameters: int | None
+    settings: Mapping[str, Any]
+
+    @property
+    def missing(self) -> list[str]:
+        """Files that would be fetched."""
+        return [name for name, _, present in self.files if not present]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A call before it is made; ``lines()`` is what ``--dry-run`` prints. Sizes in pixels."""
+
+    name: str
+    editor: str
+    parts: tuple[Part, ...]
+    device: str
+    dtype: str
+    videos: int
+    frames: int
+    height: int | None
+    width: int | None
+    fps: float
+    scheduler: str
+    steps: int
+    guidance_scale: float
+    files: tuple[str, ...]
+    weights_bytes: int | None
+    working_bytes: int | None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Estimate of the peak memory, see the module."""
+        if self.weights_bytes is None or self.working_bytes is None:
+            return None
+        return self.weights_bytes + self.working_bytes
+
+    def lines(self) -> list[str]:
+        """The plan as text."""
+        lines = [f'{self.name}: {self.editor} on {self.device} in {self.dtype}']
+        for part in self.parts:
+            count = '' if part.parameters is None else f', {part.parameters:,} parameters'
+            lines.append(f'  {part.name}: {part.type} from {part.source}{count}')
+            for name, count_bytes, present in part.files:
+                known = 'unknown size' if count_bytes is None else size(count_bytes)
+                lines.append(f'    {name}: {known}, {"here" if present else "to be fetched"}')
+        shape = f'{self.width}x{self.height}' if self.height else 'the size of the model'
+        guidance = f'guidance {self.guidance_scale:g}'
+        lines.append(f'  sampling: {self.scheduler}, {self.steps} steps, {guidance}')
+        lines.append(f'  output: {self.videos} x {self.frames} frames of {shape}, {self.fps:g} fps')
+        lines += [f'    {path}' for path in self.files]
+        if self.peak_bytes is None:
+            lines.append('  memory: not known before all files are here')
+        else:
+            assert self.weights_bytes is not None and self.working_bytes is not None
+            lines.append(
+                f'  memory: about {size(self.peak_bytes)} at the peak ({size(self.weights_bytes)} '
+                f'weights + {size(self.working_bytes)} working, estimated)'
+            )
+        return lines
+
+
+def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
+    """The plan of a checked call.
+
+    Raises:
+        WeightsError: a local folder or file that is not there.
+    """
+    model = inferencer.cfg.model
+    parts = tuple(_part(name, part, model) for name, part in model.items() if _is_part(part))
+    arguments = work.jobs[0].arguments
+    by_name = {part.name: part for part in parts}
+    height, width = _output_size(arguments, by_name)
+    counts = [part.parameters for part in parts if part.name not in _NO_WEIGHTS]
+    item = torch.empty(0, dtype=inferencer.dtype).element_size()
+    known = [count for count in counts if count is not None]
+    return Plan(
+        name=inferencer.name,
+        editor=model['type'],
+        parts=parts,
+        device=str(inferencer.device),
+        dtype=dtype_name(inferencer.dtype),
+        videos=len(work.jobs),
+        frames=int(arguments.get('video_length', 1)),
+        height=height,
+        width=width,
+        fps=work.fps,
+        scheduler=str(model['scheduler']['type']) if 'scheduler' in model else 'none',
+        steps=int(arguments.get('num_inference_steps') or 0),
+        guidance_scale=float(arguments.get('guidance_scale') or 0),
+        files=tuple(str(target.path) for targets in work.targets for target in targets),
+        weights_bytes=sum(known) * item if len(known) == len(counts) else None,
+        working_bytes=_working_bytes(arguments, by_name, height, width, item),
+    )
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, Mapping) and 'type' in value and value['type'] != 'VideoPreprocessor'
+
+
+def _part(name: str, part: Mapping[str, Any], model: Mapping[str, Any]) -> Part:
+    source = part.get('from_pretrained')
+    if source is None:
+        parameters = 0 if name in _NO_WEIGHTS else _count(_on_meta(name, part, model))
+        if name == 'motion_module' and parameters is not None:
+            parameters -= _count(_on_meta('unet', model['unet'], {})) or 0
+        where = 'its own settings' if not parameters else 'random weights'
+        return Part(name, part['type'], where, (), parameters, part)
+    where = str(source) + (f'/{part["subfolder"]}' if part.get('subfolder') else '')
+    if name in _NO_WEIGHTS:
+        return Part(name, part['type'], where, (), 0, part)
+    from mmvideo.checkpoints.sources import plan
+
+    files = plan(
+        source,
+        part.get('subfolder'),
+        variant=part.get('variant'),
+        revision=part.get('revision'),
+    )
+    settings: dict[str, Any] = {}
+    counts: list[int | None] = []
+    for file in files:
+        if file.path is not None and file.path.name == 'config.json':
+            settings = _json(file.path)
+        elif not file.name.endswith('.json'):
+            counts.append(None if file.path is None else _values_in(file.path))
+    known = [count for count in counts if count is not None]
+    parameters = sum(known) if known and len(known) == len(counts) else None
+    listed = tuple((file.name, file.size, file.present) for file in files)
+    return Part(name, part['type'], where, listed, parameters, {**settings, **part})
+
+
+def _on_meta(name: str, part: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
+    """The module without memory for its parameters; None where that needs another part's files."""
+    settings = copy.deepcopy(dict(part))
+    if name == 'motion_module':
+        if model.get('unet', {}).get('from_pretrained'):
+            return None
+        settings = {**copy.deepcopy(dict(model['unet'])), 'motion_module': settings}
+    elif name == 'unet' and 'condition_module' in model:
+        # The condition joins the latents, so it widens the first convolution.
+        settings['in_channels'] = MODELS.build(dict(model['condition_module'])).in_channels
+    with torch.device('meta'):
+        return MODELS.build(settings)
+
+
+def _count(module: Any) -> int | None:
+    return None if module is None else sum(p.numel() for p in module.parameters())
+
+
+def _values_in(path: Path) -> int | None:
+    """Number of values in a safetensors file, from its header; None for other formats."""
+    if path.suffix != '.safetensors':
+        return None
+    with open(path, 'rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        if length > path.stat().st_size:
+            raise WeightsError(f'{path} is no safetensors file, or a damaged one.')
+        header = json.loads(file.read(length))
+    return sum(math.prod(v['shape']) for k, v in header.items() if k != '__metadata__')
+
+
+def _json(path: Path) -> dict[str, Any]:
+    from mmvideo.checkpoints.files import read_json
+
+    return read_json(path)
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def _output_size(
+    arguments: Mapping[str, Any], parts: Mapping[str, Part]
+) -> tuple[int | None, int | None]:
+    height, width = arguments.get('height'), arguments.get('width')
+    factor = _vae_factor(parts)
+    if arguments.get('image') is not None:
+        from mmvideo.apis.images import unpacked
+        from mmvideo.models.conditioning.image import prepare_condition_image
+
+        with unpacked(arguments['image']) as image:
+            shape = prepare_condition_image(image, height, width, multiple=factor or 8).shape
+        return shape[1], shape[2]
+    unet = parts.get('unet')
+    side = unet.settings.get('sample_size') if unet else None
+    own = side * factor if isinstance(side, int) and factor else None
+    return height or own, width or own
+
+
+def _vae_factor(parts: Mapping[str, Part]) -> int | None:
+    widths = parts['vae'].settings.get('block_out_channels') if 'vae' in parts else None
+    return 2 ** (len(widths) - 1) if widths else None
+
+
+def _working_bytes(
+    arguments: Mapping[str, Any],
+    parts: Mapping[str, Part],
+    height: int | None,
+    width: int | None,
+    item: int,
+) -> int | None:
+    factor = _vae_factor(parts)
+    unet = parts['unet'].settings.get('block_out_channels') if 'unet' in parts else None
+    if not (factor and unet and height and width):
+        return None
+    frames = int(arguments.get('video_length', 1))
+    halves = 2 if float(arguments.get('guidance_scale') or 0) > 1 else 1
+    latent = (height // factor) * (width // factor)
+    denoising = halves * frames * latent * unet[0] * ACTIVATIONS
+    chunk = min(frames, int(arguments.get('decode_chunk_size') or frames))
+    decoding = chunk * height * width * parts['vae'].settings['block_out_channels'][0] * DECODED
+    return max(denoising, decoding) * item

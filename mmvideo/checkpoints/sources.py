@@ -1,0 +1,213 @@
+"""Where weights come from: a folder, the package itself, or the Hugging Face Hub.
+
+A source is looked for in this order: ``package://NAME`` is a folder shipped inside mmvideo; an
+existing path is taken as it is; anything that can only be a path is an error naming its nearest
+neighbour; the rest is a hub id, whose files are fetched once and then come from the local cache.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmvideo.checkpoints.files import SUFFIXES, missing, read_json
+from mmvideo.errors import WeightsError, nearest
+
+PACKAGE = 'package://'
+DIFFUSERS_FILES = (
+    'diffusion_pytorch_model.safetensors',
+    'diffusion_pytorch_model.safetensors.index.json',
+    'diffusion_pytorch_model.bin',
+    'diffusion_pytorch_model.bin.index.json',
+)
+TRANSFORMERS_FILES = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+)
+WEIGHT_FILES = DIFFUSERS_FILES + TRANSFORMERS_FILES
+_INDEX = '.index.json'
+_HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?')
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file that a model needs.
+
+    Attributes:
+        name: Path inside the source.
+        size: Bytes, or None where nobody could be asked.
+        present: Whether it is on this machine.
+        path: Where it is, when present.
+    """
+
+    name: str
+    size: int | None
+    present: bool
+    path: Path | None = None
+
+
+def resolve(
+    source: str | Path,
+    subfolder: str | None = None,
+    *,
+    filenames: Sequence[str],
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Path:
+    """The local path of the first of ``filenames`` that the source has.
+
+    Args:
+        source: Folder, ``package://NAME`` or hub id. A weight file stands for itself.
+        subfolder: Folder inside the source.
+        filenames: Candidates, the best first.
+        variant: Goes before the suffix: 'fp16' makes ``model.fp16.safetensors``.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        WeightsError: Naming what is there and what was looked for.
+    """
+    names = [with_variant(name, variant) for name in filenames]
+    local = local_root(source)
+    if local is None:
+        return _from_hub(str(source), subfolder, names, revision)
+    if local.is_file():
+        return local
+    folder = local / subfolder if subfolder else local
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(_absent(folder, names))
+
+
+def resolve_weights(
+    source: str | Path,
+    subfolder: str | None = None,
+    *,
+    filenames: Sequence[str] = WEIGHT_FILES,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> list[Path]:
+    """The local paths of a part's weights: one file, or the shards that an index names."""
+    first = resolve(source, subfolder, filenames=filenames, variant=variant, revision=revision)
+    if first.suffix != '.json':
+        return [first]
+    return [
+        resolve(source, subfolder, filenames=(name,), revision=revision) for name in shards(first)
+    ]
+
+
+def shards(index: Path) -> list[str]:
+    """The file names that an index of shards names.
+
+    Raises:
+        WeightsError: The index has no ``weight_map``, or names a file outside its folder.
+    """
+    table = read_json(index).get('weight_map')
+    if not isinstance(table, dict) or not table:
+        raise WeightsError(f'{index} has no weight_map')
+    names = sorted({str(name) for name in table.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise WeightsError(f'{index} names {name!r}, expected a file in its own folder')
+    return names
+
+
+def with_variant(name: str, variant: str | None) -> str:
+    """``model.safetensors`` and 'fp16' make ``model.fp16.safetensors``."""
+    if not variant or not name.removesuffix(_INDEX).endswith(SUFFIXES):
+        return name
+    stem, suffix = name.removesuffix(_INDEX).rsplit('.', 1)
+    tail = _INDEX if name.endswith(_INDEX) else ''
+    return f'{stem}.{suffix}.index.{variant}.json' if tail else f'{stem}.{variant}.{suffix}'
+
+
+def local_root(source: str | Path) -> Path | None:
+    """The folder or file that ``source`` is on this machine, or None for a hub id.
+
+    Raises:
+        WeightsError: A path or package folder that does not exist.
+    """
+    text = str(source)
+    if text.startswith(PACKAGE):
+        return _package_folder(text)
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    if isinstance(source, Path) or _only_a_path(text, path):
+        raise WeightsError(missing(path))
+    return None
+
+
+def plan(
+    source: str | Path,
+    subfolder: str | None = None,
+    *,
+    filenames: Sequence[str] = WEIGHT_FILES,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> list[PlannedFile]:
+    """What ``resolve_weights`` would read, without fetching any weights.
+
+    The config and one of ``filenames`` (or its shards). Sizes of files that are not here come
+    from the hub; offline they are None.
+    """
+    names = [with_variant(name, variant) for name in filenames]
+    local = local_root(source)
+    if local is not None:
+        return _plan_local(local, subfolder, names)
+    from mmvideo.checkpoints import hub
+
+    return hub.plan(str(source), subfolder, names, revision)
+
+
+def _plan_local(local: Path, subfolder: str | None, names: list[str]) -> list[PlannedFile]:
+    found = resolve_weights(local, subfolder, filenames=names)
+    config = (local / subfolder if subfolder else local) / 'config.json'
+    paths = [config, *found] if config.is_file() else found
+    base = local if local.is_dir() else local.parent
+    return [
+        PlannedFile(path.relative_to(base).as_posix(), path.stat().st_size, True, path)
+        for path in paths
+    ]
+
+
+def _package_folder(text: str) -> Path:
+    name = text.removeprefix(PACKAGE).strip('/')
+    root = Path(str(importlib.resources.files('mmvideo'))) / 'weights'
+    folder = root / name
+    if not name or '..' in Path(name).parts:
+        raise WeightsError(f'{text!r}: expected {PACKAGE}NAME, with a folder of mmvideo/weights')
+    if not folder.exists():
+        shipped = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
+        listed = ', '.join(shipped) or 'none'
+        hint = nearest(name, shipped)
+        raise WeightsError(f'{text!r}: mmvideo ships no such weights.{hint} Shipped: {listed}')
+    return folder
+
+
+def _only_a_path(text: str, path: Path) -> bool:
+    if not _HUB_ID.fullmatch(text) or text.endswith(SUFFIXES):
+        return True
+    return '/' in text and Path(path.parts[0]).is_dir()
+
+
+def _absent(folder: Path, names: Sequence[str]) -> str:
+    if not folder.is_dir():
+        return missing(folder)
+    there = sorted(entry.name for entry in folder.iterdir())
+    shown = ', '.join(there[:12]) or 'nothing'
+    wanted = names[0] if len(names) == 1 else 'one of ' + ', '.join(names)
+    return f'{folder} has no {wanted}.{nearest(names[0], there)} It holds: {shown}'
+
+
+def _from_hub(
+    source: str, subfolder: str | None, names: Sequence[str], revision: str | None
+) -> Path:
+    from mmvideo.checkpoints import hub  # the client library is slow to import
+
+    return hub.fetch(source, subfolder, names, revision)

@@ -1,0 +1,8 @@
+"""Clips and captions."""
+
+from mmvideo.datasets.affinity import AddAffinity
+from mmvideo.datasets.cached import CachedLatents
+from mmvideo.datasets.samplers import ResumableSampler
+from mmvideo.datasets.sprites import SpriteWorld
+
+__all__ = ['AddAffinity', 'CachedLatents', 'ResumableSampler', 'SpriteWorld']

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion, apart from any model."""

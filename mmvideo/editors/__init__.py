@@ -1,0 +1,9 @@
+"""The things that a config names: each can ``infer`` and compute its training loss."""
+
+from mmvideo.editors.animatediff import AnimateDiff
+from mmvideo.editors.autoencoder import Autoencoder
+from mmvideo.editors.pia import PIA
+from mmvideo.editors.preprocessor import VideoPreprocessor
+from mmvideo.editors.text_to_image import TextToImage
+
+__all__ = ['PIA', 'AnimateDiff', 'Autoencoder', 'TextToImage', 'VideoPreprocessor']

@@ -1,0 +1,95 @@
+"""Training of the image VAE that the latent models work in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+
+from mmvideo.checkpoints.save import save_part
+from mmvideo.registry import MODELS
+
+
+@MODELS.register_module()
+class Autoencoder(BaseModel):
+    """Trains diffusers' ``AutoencoderKL`` on frames (Rombach et al. 2022, section 3.1, without
+    the adversarial term): squared and absolute error, and a small KL penalty.
+
+    Args:
+        vae: config of ``AutoencoderKL``.
+        kl_weight: weight of the KL divergence, which is summed over a latent and divided by the
+            number of pixels' values, so it compares with the mean squared error.
+        l1_weight: weight of the absolute error, which keeps edges sharp.
+        data_preprocessor: see ``VideoPreprocessor``.
+    """
+
+    part_registries = {'vae': 'MODELS'}
+
+    def __init__(
+        self,
+        vae: dict,
+        kl_weight: float = 1e-6,
+        l1_weight: float = 0.1,
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor or dict(type='VideoPreprocessor'))
+        self.vae = MODELS.build(vae)
+        self.kl_weight = kl_weight
+        self.l1_weight = l1_weight
+        self._latent_std = 0.0  # running standard deviation of the latents' means
+
+    def forward(
+        self, inputs: torch.Tensor, data_samples: dict | None = None, mode: str = 'tensor'
+    ) -> Any:
+        """Reconstruct frames [N, C, T, H, W] in [-1, 1], or give the losses (``mode='loss'``)."""
+        frames = inputs.transpose(1, 2).flatten(0, 1)
+        posterior = self.vae.encode(frames).latent_dist
+        if mode == 'loss':
+            return self._losses(frames, posterior)
+        decoded = self.vae.decode(posterior.mode()).sample
+        video = decoded.unflatten(0, (inputs.shape[0], -1)).transpose(1, 2)
+        return video if mode == 'tensor' else reconstructions(video, inputs, data_samples or {})
+
+    def _losses(self, frames: torch.Tensor, posterior: Any) -> dict[str, torch.Tensor]:
+        decoded = self.vae.decode(posterior.sample()).sample.float()
+        squared = F.mse_loss(decoded, frames)
+        psnr = 10 * torch.log10(4 / squared.detach())
+        self._track_std(posterior.mean)
+        kl = posterior.kl().float().mean() / frames[0].numel()
+        return dict(
+            loss_squared=squared,
+            loss_absolute=self.l1_weight * F.l1_loss(decoded, frames),
+            loss_kl=self.kl_weight * kl,
+            psnr=psnr,
+        )
+
+    @torch.no_grad()
+    def _track_std(self, mean: torch.Tensor) -> None:
+        std = float(mean.float().std())
+        self._latent_std = std if not self._latent_std else 0.99 * self._latent_std + 0.01 * std
+
+    @torch.no_grad()
+    def draw(self, batch: dict) -> torch.Tensor:
+        """Originals, then their reconstructions: [2N, C, 1, H, W] in [0, 1] for N <= 8."""
+        inputs = self.data_preprocessor(batch)['inputs'][:8, :, :1]
+        return torch.cat([inputs, self(inputs)]).float().add(1).div(2).clamp(0, 1).cpu()
+
+    def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
+        """Write ``folder/vae`` in the hub's layout.
+
+        Its ``scaling_factor`` is what gives the latents of the training data unit variance.
+        """
+        if self._latent_std:
+            self.vae.register_to_config(scaling_factor=1 / self._latent_std)
+        save_part(Path(folder) / 'vae', dict(self.vae.config), self.vae, dtype=dtype)
+
+
+def reconstructions(
+    video: torch.Tensor, target: torch.Tensor, data_samples: dict
+) -> list[dict[str, torch.Tensor]]:
+    """Per sample, the reconstruction and its target as float [0, 1] [C, T, H, W]."""
+    shown = [t.float().add(1).div(2).clamp(0, 1) for t in (video, target)]
+    return [dict(video=v, target=t) for v, t in zip(*shown, strict=True)]

@@ -1,0 +1,71 @@
+"""What a model can do, from its config alone: no weight is read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmvideo.checkpoints.files import read_json
+from mmvideo.checkpoints.sources import local_root, resolve
+from mmvideo.editors.parts import split_source
+
+_VAE_LEVELS = 4
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Limits and defaults of a model.
+
+    Attributes:
+        vae_scale: pixels along a side of one latent cell.
+        latent_channels: channels of a latent.
+        sample_size: side of a latent that the model was trained on, in cells.
+        max_frames: positions of the motion modules; None without a limit that a config tells.
+    """
+
+    vae_scale: int
+    latent_channels: int
+    sample_size: int
+    max_frames: int | None
+
+    @property
+    def default_size(self) -> int:
+        """Side of a picture in pixels when a call names none."""
+        return self.sample_size * self.vae_scale
+
+
+def read_facts(model: Mapping[str, Any]) -> Facts:
+    """The facts of ``cfg.model``; reads ``config.json`` files, never weights."""
+    vae = _settings(model.get('vae'))
+    levels = len(vae.get('block_out_channels', ())) or _VAE_LEVELS
+    size = _settings(model.get('unet')).get('sample_size') or 64
+    return Facts(
+        vae_scale=2 ** (levels - 1),
+        latent_channels=vae.get('latent_channels', 4),
+        sample_size=size if isinstance(size, int) else size[0],
+        max_frames=_max_frames(model.get('motion_module')),
+    )
+
+
+def _settings(part: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A part's architecture: its ``config.json``, with the config's own keys over it."""
+    where, keys = split_source(part or {})
+    source = where.pop('from_pretrained', None)
+    if source is None:
+        return keys
+    root = local_root(source)
+    if root is not None and root.is_file():
+        return keys
+    place = {k: v for k, v in where.items() if k in ('subfolder', 'revision')}
+    return {**read_json(resolve(source, filenames=('config.json',), **place)), **keys}
+
+
+def _max_frames(part: Mapping[str, Any] | None) -> int | None:
+    if part is None:
+        return None
+    settings = _settings(part)
+    limit = settings.get('max_positions') or settings.get('motion_max_seq_length')
+    if limit is None and not part.get('from_pretrained'):
+        return 32
+    return limit

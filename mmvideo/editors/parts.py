@@ -1,0 +1,183 @@
+"""The denoiser of an editor: an image UNet, motion modules, and PIA's condition, from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmvideo.checkpoints.load import load_into, read_part, without_weights
+from mmvideo.checkpoints.motion import MotionWeights, describe, merge_conv_in, read_motion
+from mmvideo.checkpoints.sources import DIFFUSERS_FILES
+from mmvideo.errors import ConfigError
+from mmvideo.models.unet import VideoUNet, motion_arguments, unet_arguments
+from mmvideo.registry import MODELS
+
+SOURCE_KEYS = ('from_pretrained', 'subfolder', 'variant', 'revision', 'dtype')
+_MOTION = '.motion_modules.'
+
+
+@dataclass
+class Blueprint:
+    """A denoiser before it is built: arguments of ``VideoUNet`` and the weights known for it."""
+
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    dtype: str = 'float32'
+
+
+def build_unet(
+    unet: Mapping[str, Any],
+    motion_module: Mapping[str, Any] | None = None,
+    in_channels: int | None = None,
+    first_channels: str = 'base',
+) -> VideoUNet:
+    """Build the denoiser and fill it with every weight that the config names.
+
+    Args:
+        unet: config of ``VideoUNet``: ``from_pretrained`` or its architecture.
+        motion_module: config of ``MotionModule``: likewise; None for pictures.
+        in_channels: channels of the input when a condition joins the latents. Those that no
+            weight file has start at zero.
+        first_channels: ``'base'`` or ``'pia'``, see ``merge_conv_in``.
+
+    Raises:
+        ConfigError, WeightsError: naming the part.
+    """
+    plan = image_blueprint(unet)
+    motion = None
+    if motion_module is not None:
+        motion = _add_motion(plan, motion_module)
+    if in_channels is not None:
+        _widen(plan, in_channels, motion, first_channels)
+    return _realise(plan, fresh_motion=motion_module is not None and motion is None)
+
+
+def image_blueprint(unet: Mapping[str, Any]) -> Blueprint:
+    """Arguments and weights of the image UNet that a config describes."""
+    where, keys = split_source(unet)
+    if keys.pop('type', 'VideoUNet') != 'VideoUNet':
+        raise ConfigError(f"model.unet: type {unet['type']!r} is no denoiser; use 'VideoUNet'.")
+    dtype = where.pop('dtype', 'float32')
+    if 'from_pretrained' not in where:
+        return Blueprint(keys, dtype=dtype)
+    source = where.pop('from_pretrained')
+    config, tensors = read_part(source, weights=DIFFUSERS_FILES, **where)
+    return Blueprint({**unet_arguments(config), **keys}, tensors, dtype)
+
+
+def split_source(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A part's config as (where its weights are, everything else)."""
+    where = {k: config[k] for k in SOURCE_KEYS if config.get(k) is not None}
+    return where, {k: v for k, v in config.items() if k not in SOURCE_KEYS}
+
+
+def _add_motion(plan: Blueprint, motion_module: Mapping[str, Any]) -> MotionWeights | None:
+    """Put motion modules into the plan; what the config says goes before the file's family."""
+    where, keys = split_source(motion_module)
+    where.pop('dtype', None)
+    if 'from_pretrained' not in where:
+        plan.settings['motion_module'] = keys
+        return None
+    weights = read_motion(where.pop('from_pretrained'), **where)
+    found = motion_arguments(weights.config, plan.settings)
+    scopes = weights.norm_scopes
+    if 'motion_norm_scope' in scopes:
+        found['motion_module'].setdefault('norm_scope', scopes['motion_norm_scope'])
+    found['motion_module'].update(keys)
+    plan.settings.setdefault('resnet_norm_scope', scopes.get('resnet_norm_scope', 'frame'))
+    plan.settings.update({k: v for k, v in found.items() if k != 'in_channels'})
+    plan.tensors.update(weights.tensors)
+    return weights
+
+
+def _widen(
+    plan: Blueprint, in_channels: int, motion: MotionWeights | None, first_channels: str
+) -> None:
+    """Give the first convolution the condition's channels: from the adapter's file, or zero."""
+    plan.settings['in_channels'] = in_channels
+    weight, bias = plan.tensors.get('conv_in.weight'), plan.tensors.get('conv_in.bias')
+    if weight is None or bias is None or weight.shape[1] == in_channels:
+        return
+    if motion is not None and motion.conv_in is not None:
+        weight, bias = merge_conv_in(weight, bias, *motion.conv_in, first_channels)
+    else:
+        extra = weight.new_zeros(weight.shape[0], in_channels - weight.shape[1], *weight.shape[2:])
+        weight = torch.cat([weight, extra], dim=1)
+    plan.tensors.update({'conv_in.weight': weight, 'conv_in.bias': bias})
+
+
+def _realise(plan: Blueprint, fresh_motion: bool) -> VideoUNet:
+    config = dict(plan.settings, type='VideoUNet')
+    if not plan.tensors:
+        model = MODELS.build(config)
+    elif fresh_motion:
+        model = MODELS.build(config)
+        own = {k: v for k, v in model.state_dict().items() if _MOTION in k}
+        load_into(model, {**plan.tensors, **own}, 'unet', plan.dtype)
+    else:
+        with without_weights():
+            model = MODELS.build(config)
+        load_into(model, plan.tensors, 'unet', plan.dtype)
+    model.settings = plan.settings
+    return model
+
+
+def export_unet_config(unet: VideoUNet) -> dict[str, Any]:
+    """``config.json`` of the denoiser under diffusers' names."""
+    settings = dict(unet.settings)
+    motion = dict(settings.pop('motion_module', None) or {})
+    mid_block = settings.pop('motion_mid_block', False)
+    for ours in ('resnet_norm_scope', 'gradient_checkpointing'):
+        settings.pop(ours, None)
+    if not motion:
+        return dict(settings, _class_name='UNet2DConditionModel')
+    return dict(
+        settings,
+        _class_name='UNetMotionModel',
+        use_motion_mid_block=mid_block,
+        motion_num_attention_heads=motion.get('num_attention_heads', 8),
+        motion_max_seq_length=motion.get('max_positions', 32),
+    )
+
+
+def export_motion_adapter(unet: VideoUNet) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """``config.json`` and tensors of the motion modules, as diffusers' MotionAdapter has them."""
+    state = unet.state_dict()
+    tensors = {k: v for k, v in state.items() if _MOTION in k}
+    conv = None
+    if unet.in_channels != unet.out_channels:
+        conv = (state['conv_in.weight'], state['conv_in.bias'])
+        tensors |= {'conv_in.weight': conv[0], 'conv_in.bias': conv[1]}
+    motion = unet.settings['motion_module']
+    config = describe(
+        {k: v for k, v in tensors.items() if _MOTION in k}, conv, motion.get('max_positions', 32)
+    )
+    config.update(
+        motion_num_attention_heads=motion.get('num_attention_heads', 8),
+        motion_norm_num_groups=unet.settings.get('norm_num_groups', 32),
+    )
+    return config, tensors
+
+
+def weight_sources(config: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Every part of a model config that reads weights: its name and where they are."""
+    found = []
+    for name, part in config.items():
+        if isinstance(part, Mapping) and part.get('from_pretrained'):
+            found.append((name, split_source(part)[0]))
+    return found
+
+
+__all__ = [
+    'Blueprint',
+    'build_unet',
+    'export_motion_adapter',
+    'export_unet_config',
+    'image_blueprint',
+    'split_source',
+    'weight_sources',
+]

@@ -1,0 +1,203 @@
+"""MMEngine's Runner with checkpoints of our own: directories that are verified, never pickles."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.runner import Runner
+from torch import nn
+
+from mmvideo.checkpoints.commit import checkpoints, commit, prune, read_commit
+from mmvideo.engine.ema import EMAHook
+from mmvideo.errors import UserError, WeightsError
+from mmvideo.registry import RUNNERS
+
+# The sections that make two runs the same experiment. The rest (work dir, hooks, launcher, length
+# of training, validation) may change between a run and its continuation.
+IDENTITY = ('model', 'train_dataloader', 'optim_wrapper', 'randomness', 'data_preprocessor')
+
+
+@RUNNERS.register_module()
+class VideoRunner(Runner):
+    """A Runner whose checkpoints hold what was trained, and nothing that runs as code.
+
+    A checkpoint is the directory ``work_dir/iter_N``: trained parameters, EMA, optimizer state,
+    schedulers, every random generator, the step and a fingerprint of the config.
+    """
+
+    def load_or_resume(self) -> None:
+        """Resume the newest checkpoint of the work dir, or the one named by ``load_from``."""
+        if self._has_loaded:
+            return
+        if self._resume:
+            found = [Path(self._load_from)] if self._load_from else checkpoints(self.work_dir)[-1:]
+            if found:
+                self.resume(found[0])
+            else:
+                self.logger.info(f'nothing to resume in {self.work_dir}: starting at step 0')
+        elif self._load_from:
+            tensors, _ = read_commit(Path(self._load_from))
+            load_trained(self.model, tensors['model'], Path(self._load_from))
+        self._has_loaded = True
+
+    def resume(self, filename: Path | str, **kwargs: Any) -> None:
+        """Continue from a checkpoint directory, bit for bit.
+
+        Raises:
+            WeightsError: the checkpoint is damaged or belongs to another config.
+        """
+        folder = Path(filename)
+        tensors, state = read_commit(folder)
+        difference = config_difference(state['config'], config_summary(self.cfg))
+        if difference:
+            raise UserError(
+                f'{folder} was made by another config: {difference}. '
+                'Use another --work-dir, or load its weights only with load_from.'
+            )
+        load_trained(self.model, tensors['model'], folder)
+        load_optimizer(self.optim_wrapper.optimizer, tensors['optimizer'], state['optimizer'])
+        for scheduler, saved in zip(self.param_schedulers or [], state['schedulers'], strict=True):
+            # `end` follows the config, so that raising max_iters does not freeze the rate.
+            scheduler.load_state_dict({k: v for k, v in saved.items() if k != 'end'})
+        for hook in self.hooks:
+            if isinstance(hook, EMAHook) and 'ema' in tensors:
+                hook.averages = {k: v.to(self._device()) for k, v in tensors['ema'].items()}
+        self.train_loop._iter = state['iter']
+        restore_rng(tensors['rng'], state['rng'])
+        self.logger.info(f'resumed {folder} at step {state["iter"]}')
+
+    def commit(self, keep: int) -> None:
+        """Write ``iter_N`` now (main process; others wait) and keep the newest ``keep``."""
+        if is_main_process():
+            commit(Path(self.work_dir) / f'iter_{self.iter}', *self._snapshot())
+            prune(Path(self.work_dir), keep)
+        barrier()
+
+    def _snapshot(self) -> tuple[dict, dict]:
+        optimizer, optimizer_state = dump_optimizer(self.optim_wrapper.optimizer)
+        rng, rng_state = dump_rng()
+        tensors = dict(model=trained_parameters(self.model), optimizer=optimizer, rng=rng)
+        for hook in self.hooks:
+            if isinstance(hook, EMAHook):
+                tensors['ema'] = hook.averages
+        state = dict(
+            iter=self.iter,
+            optimizer=optimizer_state,
+            schedulers=[plain(s.state_dict()) for s in self.param_schedulers or []],
+            rng=rng_state,
+            config=config_summary(self.cfg),
+        )
+        return tensors, state
+
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters with ``requires_grad``, without any wrapper's prefix."""
+    model = getattr(model, 'module', model)
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def load_trained(model: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Copy saved parameters into the trained ones; every name and shape must match."""
+    own = trained_parameters(model)
+    missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    if missing or extra:
+        raise WeightsError(
+            f'{source} is not a checkpoint of this model: {len(missing)} trained parameters are '
+            f'missing ({", ".join(missing[:3])}), {len(extra)} are not trained here '
+            f'({", ".join(extra[:3])}).'
+        )
+    for name, parameter in own.items():
+        if parameter.shape != tensors[name].shape:
+            raise WeightsError(
+                f'{source}: {name} has shape {tuple(tensors[name].shape)}, '
+                f'expected {tuple(parameter.shape)}.'
+            )
+        parameter.copy_(tensors[name])
+
+
+def dump_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
+    """An optimizer's state as named tensors, and its groups and scalars as plain data."""
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for index, entries in state['state'].items():
+        for key, value in entries.items():
+            kind = tensors if isinstance(value, torch.Tensor) else scalars
+            kind[f'{index}.{key}'] = value
+    return tensors, dict(groups=plain(state['param_groups']), scalars=plain(scalars))
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], saved: dict
+) -> None:
+    """Put back what ``dump_optimizer`` gave."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *saved['scalars'].items()]:
+        index, key = name.split('.', 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({'state': state, 'param_groups': saved['groups']})
+
+
+def dump_rng() -> tuple[dict[str, torch.Tensor], dict]:
+    """The state of every random generator that training draws from."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    tensors = dict(torch=torch.get_rng_state(), numpy=torch.from_numpy(keys.astype(np.int64)))
+    for index, state in enumerate(torch.cuda.get_rng_state_all() if _cuda() else []):
+        tensors[f'cuda{index}'] = state
+    version, internal, gauss = random.getstate()
+    python = [version, list(internal), gauss]
+    return tensors, dict(python=python, numpy=[name, position, has_gauss, cached])
+
+
+def restore_rng(tensors: dict[str, torch.Tensor], state: dict) -> None:
+    """Put back what ``dump_rng`` gave."""
+    torch.set_rng_state(tensors['torch'].cpu())
+    name, position, has_gauss, cached = state['numpy']
+    keys = tensors['numpy'].numpy().astype(np.uint32)
+    np.random.set_state((name, keys, position, has_gauss, cached))
+    version, internal, gauss = state['python']
+    random.setstate((version, tuple(internal), gauss))
+    if _cuda():
+        torch.cuda.set_rng_state_all([v for k, v in sorted(tensors.items()) if 'cuda' in k])
+
+
+def config_summary(cfg: Any) -> dict:
+    """What identifies an experiment: the config as plain data, without how it is run."""
+    return {key: plain(cfg[key]) for key in IDENTITY if cfg.get(key) is not None}
+
+
+def config_difference(saved: dict, current: dict, path: str = '') -> str:
+    """The first key in which two configs differ, with both values; empty when they agree."""
+    for key in sorted({*saved, *current}):
+        a, b, where = saved.get(key), current.get(key), f'{path}{key}'
+        if isinstance(a, dict) and isinstance(b, dict):
+            if found := config_difference(a, b, f'{where}.'):
+                return found
+        elif a != b:
+            return f'{where} was {a!r}, is now {b!r}'
+    return ''
+
+
+def plain(value: Any) -> Any:
+    """A copy made of JSON's types only."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic | torch.Tensor):
+        return value.item()
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    return repr(value)
+
+
+def _cuda() -> bool:
+    return torch.cuda.is_available()

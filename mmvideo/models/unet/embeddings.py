@@ -1,0 +1,66 @@
+"""Sinusoidal embeddings of time and of frame positions.
+
+Shapes: N batch, T frames, C channels, E time embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+MAX_PERIOD = 10_000.0
+
+
+def timestep_sinusoid(timestep: Tensor, channels: int) -> Tensor:
+    """Cosines then sines of the timestep at ``channels / 2`` frequencies (DDPM, Ho et al. 2020).
+
+    Args:
+        timestep: [N], whole or fractional.
+        channels: even C.
+
+    Returns:
+        [N, C] float32.
+    """
+    half = channels // 2
+    steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
+    angles = timestep.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * steps / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def position_sinusoid(positions: int, channels: int) -> Tensor:
+    """Interleaved sines and cosines of a frame's position ("Attention Is All You Need", 3.5).
+
+    Returns:
+        [1, positions, C] float32, the layout of public motion checkpoints.
+    """
+    frequency = torch.exp(torch.arange(0, channels, 2) * (-math.log(MAX_PERIOD) / channels))
+    angles = torch.arange(positions)[:, None] * frequency
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with a SiLU between, after the sinusoid: [N, C] -> [N, E]."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(channels, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(nn.functional.silu(self.linear_1(x)))
+
+
+class FramePositions(nn.Module):
+    """The sinusoid of frame positions; ``pe`` is saved because public checkpoints carry it."""
+
+    pe: Tensor
+
+    def __init__(self, channels: int, positions: int) -> None:
+        super().__init__()
+        self.register_buffer('pe', position_sinusoid(positions, channels))
+
+    def forward(self, frames: int) -> Tensor:
+        """Positions of the first ``frames`` frames, [T, C]."""
+        return self.pe[0, :frames]

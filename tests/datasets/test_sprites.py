@@ -1,0 +1,298 @@
+"""The sprite world: what is drawn, where it moves, what is said of it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from mmvideo.datasets.sprites import (
+    COLOURS,
+    HEADINGS,
+    KINDS,
+    PACES,
+    PLACES,
+    STYLES,
+    VOCABULARY,
+    Scene,
+    SpriteWorld,
+    background,
+    caption,
+    captions,
+    is_held_out,
+    parse_caption,
+    path,
+    render,
+    render_at,
+    render_frame,
+    sample_scene,
+    words,
+)
+from mmvideo.datasets.sprites.shapes import extent
+from mmvideo.datasets.sprites.world import reach, sprite_weights
+from mmvideo.registry import DATASETS
+
+CENTRE = (32.0, 32.0)
+
+
+def test_item_depends_on_seed_split_and_index_only():
+    first, second = SpriteWorld(length=50), SpriteWorld(length=5000)
+    _ = second[17]
+    one, other = first[3], second[3]
+    assert torch.equal(one['video'], other['video'])
+    assert one['caption'] == other['caption'] and one['scene'] == other['scene']
+    assert one['video'].shape == (16, 3, 64, 64) and one['video'].dtype == torch.uint8
+    assert SpriteWorld(length=50, seed=1)[3]['scene'] != one['scene']
+    assert first[4]['scene'] != one['scene']
+
+
+def test_scene_of_an_item_draws_it_again():
+    item = SpriteWorld(length=4, style=['sketch', 'neon'], paths='varied')[2]
+    attributes = dict(item['scene'])
+    start = (attributes.pop('start_x'), attributes.pop('start_y'))
+    assert all(isinstance(value, (str, float)) for value in item['scene'].values())
+    drawn = render(Scene(**attributes, start=start))
+    assert np.array_equal(drawn, item['video'].permute(0, 2, 3, 1).numpy())
+
+
+def test_splits_share_no_combination():
+    def shown(split):
+        world = SpriteWorld(split=split, length=1500)
+        scenes = [world.scene(index)[0] for index in range(len(world))]
+        assert {is_held_out(scene) for scene in scenes} == {split == 'held_out'}
+        return {(s.kind, s.colour, s.place, s.heading) for s in scenes}
+
+    assert not shown('train') & shown('held_out')
+
+
+def test_a_tenth_of_the_triples_is_held_out_and_every_pair_is_trained():
+    held_places = held_headings = 0
+    for kind, colour in itertools.product(KINDS, COLOURS):
+        held = {
+            (place, heading): is_held_out(Scene(kind, colour, place, heading, 'still'))
+            for place, heading in itertools.product(PLACES, HEADINGS)
+        }
+        places = sum(all(held[p, h] for h in HEADINGS) for p in PLACES)
+        headings = sum(all(held[p, h] for p in PLACES) for h in HEADINGS)
+        assert places <= 1 and headings <= 1
+        held_places, held_headings = held_places + places, held_headings + headings
+    assert 0.08 < held_places / (64 * 6) < 0.12
+    assert 0.08 < held_headings / (64 * 4) < 0.12
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'split': 'trian'}, "'train'"),
+        ({'length': 0}, 'an empty dataset'),
+        ({'style': 'noen'}, "'neon'"),
+        ({'style': []}, 'no style'),
+        ({'paths': 'stedy'}, "'steady'"),
+        ({'size': 16}, '32 to 512'),
+        ({'num_frames': 0}, 'num_frames'),
+        ({'seed': -1}, 'seed'),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SpriteWorld(**arguments)
+
+
+def test_index_out_of_range():
+    world = SpriteWorld(length=2)
+    with pytest.raises(IndexError):
+        world[2]
+    assert world[-1]['scene'] == world[1]['scene']
+
+
+def test_single_frames_are_moments_of_a_clip():
+    world = SpriteWorld(length=30, num_frames=1)
+    for index in range(30):
+        scene, _ = world.scene(index)
+        clip = torch.from_numpy(render(scene)).permute(0, 3, 1, 2)
+        video = world[index]['video']
+        assert video.shape == (1, 3, 64, 64)
+        assert any(torch.equal(video[0], frame) for frame in clip)
+    assert SpriteWorld(length=1, num_frames=8, single_frame=True)[0]['video'].shape[0] == 1
+
+
+def test_builds_from_a_config():
+    world = DATASETS.build(dict(type='SpriteWorld', length=3, captions=False, size=32))
+    assert world[0]['caption'] == '' and world[0]['video'].shape[-2:] == (32, 32)
+
+
+def test_captions_round_trip_over_the_whole_grammar():
+    seen = set()
+    for kind, colour, place, heading, pace in itertools.product(
+        KINDS, COLOURS, PLACES, HEADINGS, PACES
+    ):
+        asked = dict(kind=kind, colour=colour, place=place, heading=heading, pace=pace)
+        for text in captions(asked):
+            said = parse_caption(text)
+            if said['heading'] is None:
+                assert pace == 'still'
+                said['heading'] = heading
+            assert said == asked
+            seen.update(words(text))
+    assert seen == set(VOCABULARY)
+
+
+def test_captions_read_as_english():
+    scene = Scene('fish', 'red', 'field', 'left', 'slow')
+    assert caption(scene) == 'a red fish moving slowly left in the field'
+    assert caption(Scene('car', 'orange', 'sea', 'up', 'steady')).startswith(
+        'an orange car moving up'
+    )
+    still = set(captions(Scene('fish', 'red', 'space', 'left', 'still')))
+    assert still == {
+        'a red fish standing still in space',
+        'a red fish facing left, standing still in space',
+    }
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a red fihs moving left', "'fish'"),
+        ('a red fish moving left and right', "'and'"),
+        ('a red fish moving left right', 'two values of heading'),
+        ('a red moving left', 'names no kind'),
+        ('a fish in space', 'names no colour'),
+    ],
+)
+def test_captions_outside_the_grammar_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_caption(text)
+
+
+@pytest.mark.parametrize('style', STYLES)
+@pytest.mark.parametrize('kind', KINDS)
+def test_headings_mirror_and_turn(kind, style):
+    def sprite(heading):
+        scene = Scene(kind, 'pink', 'field', heading, 'fast', style)
+        (x, y), _, weights, left = (part[0] for part in sprite_weights(scene, [CENTRE], 64))
+        canvas = np.zeros((64, 64, weights.shape[2] + 1))
+        canvas[y : y + len(left), x : x + left.shape[1]] = np.dstack([weights, 1 - left])
+        return canvas
+
+    left, right, up, down = (sprite(heading) for heading in ('left', 'right', 'up', 'down'))
+    assert np.allclose(left, right[:, ::-1], atol=1e-4)
+    assert np.allclose(up, down[::-1], atol=1e-4)
+    assert np.allclose(down, right.transpose(1, 0, 2), atol=1e-4)
+    # It faces: turned around it is another picture.
+    assert np.abs(left - right).sum() > 0.3 * right[..., -1].sum()
+
+
+@pytest.mark.parametrize('paths', ['steady', 'varied'])
+@pytest.mark.parametrize('frames', [8, 16, 40])
+def test_bodies_stay_inside_the_frame(paths, frames):
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        scene = sample_scene(rng, STYLES[rng.integers(3)], frames, paths)
+        left, right, up, down = reach(scene.kind, scene.heading, scene.style)
+        x, y = path(scene, frames).T
+        assert x.min() - left >= -1e-6 and x.max() + right <= 64 + 1e-6
+        assert y.min() - up >= -1e-6 and y.max() + down <= 64 + 1e-6
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_bodies_are_a_third_of_the_frame_and_centred(kind):
+    front, back, side = extent(kind)
+    assert 23 <= front + back <= 28 and abs(front - back) < 2
+    assert 5 < side < 13.5
+
+
+def test_speed_is_the_same_for_clips_of_any_length():
+    rng = np.random.default_rng(0)
+    for pace, usual in PACES.items():
+        for frames in (8, 16):
+            travels = [sample_scene(rng, frames=frames, pace=pace).travel for _ in range(200)]
+            scaled = np.array(travels) * 15 / (frames - 1)
+            assert np.all(np.abs(scaled - usual) <= 0.1 * usual + 1e-9)
+
+
+def test_steady_paths_have_constant_velocity_along_the_heading():
+    scene = sample_scene(np.random.default_rng(4), heading='up', pace='fast')
+    steps = np.diff(path(scene, 16), axis=0)
+    assert np.allclose(steps, steps[0]) and steps[0, 1] < -1.4 and steps[0, 0] == 0
+
+
+def test_varied_paths_move_freely_of_the_pace():
+    rng = np.random.default_rng(1)
+    scenes = [sample_scene(rng, paths='varied') for _ in range(1500)]
+    courses = np.array([scene.course for scene in scenes])
+    assert 0.36 < (courses == 'return').mean() < 0.44
+    assert 0.17 < (courses == 'ease').mean() < 0.23
+    moved = [scene.travel > 0 for scene in scenes if scene.pace == 'still']
+    assert 0.4 < np.mean(moved) < 0.6
+    fast = np.array([scene.travel for scene in scenes if scene.pace == 'fast'])
+    assert fast.min() < 4 and fast.max() > 30
+    back = next(scene for scene in scenes if scene.course == 'return' and scene.travel > 10)
+    centres = path(back, 16)
+    assert np.allclose(centres[0], centres[-1])
+    first = (centres[1] - centres[0]) @ np.array(HEADINGS[back.heading])
+    assert first > 0 and np.abs(centres - centres[0]).max() > 9
+
+
+def test_pace_shows_in_one_frame():
+    for style, kind in itertools.product(STYLES, KINDS):
+        pictures = [
+            render_frame(Scene(kind, 'red', 'city', 'right', pace, style), CENTRE).astype(int)
+            for pace in PACES
+        ]
+        added = [(np.abs(p - pictures[0]).sum(2) > 90).sum() for p in pictures[1:]]
+        assert 5 < added[0] < added[1] < added[2] < 80
+
+
+@pytest.mark.parametrize('style', STYLES)
+def test_sprites_stand_out_of_every_background(style):
+    for kind, colour, place in itertools.product(KINDS, COLOURS, PLACES):
+        drawn = render_frame(Scene(kind, colour, place, 'left', 'still', style), CENTRE)
+        contrast = np.abs(drawn.astype(int) - background(place, style, 64)).sum(2)
+        assert (contrast > 100).sum() > 140, (kind, colour, place)
+
+
+def test_styles_differ_in_the_brightness_of_their_backgrounds():
+    mean = {s: [background(p, s, 64).mean() for p in PLACES] for s in STYLES}
+    assert max(mean['neon']) < 45 < 65 < min(mean['flat'])
+    assert max(mean['flat']) < 190 < 200 < min(mean['sketch'])
+
+
+def test_backgrounds_are_smooth_enough_for_a_small_vae():
+    for place in PLACES:
+        picture = background(place, 'flat', 64).astype(float)
+        coarse = picture.reshape(16, 4, 16, 4, 3).mean((1, 3)).repeat(4, 0).repeat(4, 1)
+        assert 10 * np.log10(255**2 / np.mean((picture - coarse) ** 2)) > 25
+
+
+@pytest.mark.parametrize('size', [32, 96, 128])
+def test_sizes_show_the_same_picture(size):
+    scene = Scene('plane', 'yellow', 'desert', 'up', 'steady', 'flat', (30.0, 40.0), 10.0)
+    picture, small = render(scene, 2, size)[1], render(scene, 2, 64)[1]
+    cells = 32
+    coarse = [
+        p.astype(float).reshape(cells, p.shape[0] // cells, cells, -1, 3).mean((1, 3))
+        for p in (picture, small)
+    ]
+    assert np.abs(coarse[0] - coarse[1]).mean() < 3
+
+
+def test_positions_are_sub_pixel():
+    scene = Scene('arrow', 'red', 'sea', 'right', 'still')
+    drawn = render_at(scene, np.array([[32.0, 32.0], [32.25, 32.0], [33.0, 32.0]])).astype(int)
+    still = np.abs(drawn - background('sea', 'flat', 64)).sum(3)
+    middle = (still * (np.arange(64) + 0.5)).sum((1, 2)) / still.sum((1, 2))
+    assert 0.1 < middle[1] - middle[0] < 0.4 and 0.7 < middle[2] - middle[0] < 1.3
+
+
+def test_unknown_attributes_are_refused():
+    with pytest.raises(ValueError, match="'fish'"):
+        Scene('fihs', 'red', 'sea', 'left', 'still')
+    with pytest.raises(ValueError, match='unknown attribute'):
+        sample_scene(np.random.default_rng(0), sort='fish')
+    with pytest.raises(ValueError, match='32 to 512'):
+        render(Scene('fish', 'red', 'sea', 'left', 'still'), size=8)
+    with pytest.raises(ValueError, match='at least one frame'):
+        render(Scene('fish', 'red', 'sea', 'left', 'still'), frames=0)

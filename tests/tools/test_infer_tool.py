@@ -1,0 +1,222 @@
+"""tools/infer.py as people run it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmvideo.apis.recipe import read_recipe
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools' / 'infer.py'
+TINY = ROOT / 'tests' / 'apis' / 'tiny_pia.py'
+SPRITES = ROOT / 'configs' / 'sprites' / 'pia_sprites.py'
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    return {**os.environ, 'PYTHONPATH': path, 'CUDA_VISIBLE_DEVICES': '', 'HF_HUB_OFFLINE': '1'}
+
+
+def infer(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
+
+
+def test_help_is_fast_and_has_examples(tmp_path: Path) -> None:
+    before = os.times().children_user
+    done = infer(tmp_path, '--help')
+    assert os.times().children_user - before < 1
+    assert done.returncode == 0 and 'examples:' in done.stdout and '--dry-run' in done.stdout
+
+
+def test_writes_a_video_with_its_recipe(tmp_path: Path) -> None:
+    done = infer(tmp_path, TINY, '--steps', 20, '--seed', 1, 2, '--out', 'a.mp4')
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path) == ['a-s1.mp4', 'a-s2.mp4']
+    assert [line.split(':')[0] for line in done.stdout.splitlines()] == ['a-s1.mp4', 'a-s2.mp4']
+    assert 1 <= len(done.stderr.splitlines()) <= 12 and 'left' in done.stderr
+    assert read_recipe(tmp_path / 'a-s2.mp4')['arguments']['num_inference_steps'] == 20
+
+
+def test_quiet_prints_nothing(tmp_path: Path) -> None:
+    done = infer(tmp_path, TINY, '--quiet', '--num-frames', 1)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+    assert files(tmp_path) == ['outputs/tiny_pia.png']
+
+
+def test_dry_run_reads_nothing_and_writes_nothing(tmp_path: Path) -> None:
+    done = infer(tmp_path, TINY, '--dry-run', '--num-frames', 8, '--out', 'a.gif')
+    assert done.returncode == 0, done.stderr
+    for word in ('PIA on cpu in float32', 'parameters', '8 frames of 16x16', 'a.gif', 'memory'):
+        assert word in done.stdout
+    assert files(tmp_path) == []
+
+
+def broken_files(folder: Path) -> None:
+    (folder / 'empty.png').touch()
+    (folder / 'text.png').write_text('no picture')
+    (folder / 'broken.py').write_text('model = dict(type=\n')
+    (folder / 'typo.py').write_text(TINY.read_text().replace("type='PIA'", "type='PAI'", 1))
+    (folder / 'train.py').write_text("model = dict(type='Autoencoder', vae=dict(type='x'))\n")
+    (folder / 'evil.py').write_text("model = dict(type='subprocess.getoutput', cmd='touch x')\n")
+    (folder / 'plain.mp4').write_bytes(b'no video')
+
+
+MISTAKES = [
+    (['missing.py'], 'missing.py'),
+    (['no_such_model'], 'no_such_model'),
+    (['broken.py'], 'broken.py'),
+    (['typo.py'], "Did you mean 'PIA'"),
+    (['evil.py'], 'subprocess'),
+    (['plain.mp4'], 'plain.mp4'),
+    (['plan.mp4'], "Did you mean 'plain.mp4'"),
+    ([TINY, '--seed', '-1'], 'seed'),
+    ([TINY, '--seed', '1.5'], 'seed'),
+    ([TINY, '--num-frames', '0'], 'num-frames'),
+    ([TINY, '--num-frames', '99'], '99'),
+    ([TINY, '--steps', 'many'], 'steps'),
+    ([TINY, '--image', 'missing.png'], 'missing.png'),
+    ([TINY, '--image', 'empty.png'], 'empty.png'),
+    ([TINY, '--image', 'text.png'], 'text.png'),
+    ([TINY, '--motion-scale', '9'], '9'),
+    ([TINY, '--motion-scale', 'smal'], "Did you mean 'small'"),
+    ([TINY, '--condition-frame', '16'], 'condition_frame'),
+    ([TINY, '--strength', '2'], 'strength'),
+    ([TINY, '--guidance-scale', 'nan'], 'guidance_scale'),
+    ([TINY, '--height', '17'], 'height'),
+    ([TINY, '--out', 'a.avi'], '.avi'),
+    ([TINY, '--out', 'missing/a.mp4'], 'missing'),
+    ([TINY, '--fps', '0'], 'fps'),
+    ([TINY, '--device', 'cuda'], 'device'),
+    ([TINY, '--dtype', 'float17'], 'float16'),
+    ([TINY, '--cfg-options', 'model.scheduler.beta_stat=1'], "Did you mean 'beta_start'"),
+    ([TINY, '--cfg-options', 'beta'], 'KEY=VALUE'),
+    ([TINY, '--sed', '1', '--frames', '3'], 'see --help'),
+]
+
+
+def call_main(monkeypatch: pytest.MonkeyPatch, folder: Path, arguments: list) -> int:
+    """The tool's ``main`` in this process: the same code, without a second of imports."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
+    spec = importlib.util.spec_from_file_location('infer_tool', TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return module.main()
+    except SystemExit as stop:
+        return int(str(stop.code))
+
+
+@pytest.mark.parametrize(('arguments', 'message'), MISTAKES, ids=[str(a[-2:]) for a, _ in MISTAKES])
+def test_mistakes_are_one_line_and_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list,
+    message: str,
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError('nothing is built for a mistake')
+
+    monkeypatch.setattr('mmvideo.registry.MODELS.build', forbidden)
+    broken_files(tmp_path)
+    before = files(tmp_path)
+    assert call_main(monkeypatch, tmp_path, arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ''
+    [line] = printed.err.splitlines()
+    assert line.startswith('error: ') and message in line
+    assert files(tmp_path) == before
+
+
+def test_a_mistake_in_a_process(tmp_path: Path) -> None:
+    before = os.times().children_user
+    done = infer(tmp_path, TINY, '--motion-scale', 'smal')
+    assert os.times().children_user - before < 5
+    assert (done.returncode, done.stdout) == (2, '')
+    assert len(done.stderr.splitlines()) == 1 and 'Traceback' not in done.stderr
+
+
+def test_option_of_another_editor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    text = TINY.read_text().replace("type='PIA'", "type='AnimateDiff'", 1)
+    text = text.replace("    condition_module=dict(type='PIACondition'),\n", '')
+    (tmp_path / 'tiny.py').write_text(text.replace("    image='tiny.png',\n", ''))
+    assert call_main(monkeypatch, tmp_path, ['tiny.py', '--motion-scale', 1]) == 2
+    assert "error: AnimateDiff takes no 'motion_scale'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_in_the_middle_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, str(TOOL), str(TINY), '--steps', '999', '--out', 'a.mp4']
+    child = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert child.stderr is not None
+    assert child.stderr.readline().startswith('sampling')
+    child.send_signal(number)
+    _, rest = child.communicate(timeout=60)
+    assert files(tmp_path) == []
+    if number == signal.SIGINT:
+        assert child.returncode == 130 and 'interrupted' in rest and 'Traceback' not in rest
+
+
+def test_terminal_gets_a_bar(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(TOOL), str(TINY), '--out', 'a.gif', '--steps', '30']
+    child = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=theirs)
+    os.close(theirs)
+    shown = b''
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # how a closed terminal ends on Linux
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    assert child.wait(60) == 0
+    assert b'sampling' in shown and b'30/30' in shown and b'\r' in shown
+
+
+def test_first_command_and_its_replay(tmp_path: Path) -> None:
+    """The shipped sprite model: the config as it is, then its video again from the recipe."""
+    done = infer(tmp_path, SPRITES, '--seed', 3, '--out', 'a.png')
+    assert done.returncode == 0, done.stderr
+    done = infer(tmp_path, 'a_0000.png', '--out', 'b.png')
+    assert done.returncode == 0, done.stderr
+    pictures = sorted(tmp_path.glob('a_*.png'))
+    assert len(pictures) >= 8
+    for picture in pictures:
+        other = picture.with_name(picture.name.replace('a_', 'b_'))
+        assert np.array_equal(np.asarray(Image.open(picture)), np.asarray(Image.open(other)))
+    assert read_recipe(pictures[0])['weights']

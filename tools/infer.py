@@ -1,0 +1,180 @@
+#!/usr/bin/env python
+"""Make the videos of a config, or make a finished video again from the recipe inside it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+EXAMPLES = """
+examples:
+  python tools/infer.py configs/sprites/pia_sprites.py
+  python tools/infer.py configs/sprites/pia_sprites.py --image fish.png \\
+      --prompt "a red fish moving left in the field" --motion-scale 1 --seed 1 2 3
+  python tools/infer.py CONFIG --prompt "first clip" "second clip" --out folder/
+  python tools/infer.py CONFIG --dry-run
+  python tools/infer.py outputs/pia_sprites.mp4                  the same frames again
+  python tools/infer.py outputs/pia_sprites.mp4 --seed 7         its settings, another seed
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message without the usage; leave with 2."""
+        print(f'error: {message} (see --help)', file=sys.stderr)
+        sys.exit(2)
+
+
+def seed(text: str) -> int:
+    """A seed of the command line."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected an integer from 0 to 2^63 - 1')
+    return value
+
+
+def count(text: str) -> int:
+    """A number of frames, steps or pixels."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected an integer of at least 1')
+    return value
+
+
+def motion_scale(text: str) -> int | float | str:
+    """A table's number or name, or one affinity of a list."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='a config, a model name, or a video with its recipe inside')
+    what = parser.add_argument_group('what to make (default: what the config says)')
+    add = what.add_argument
+    add('--prompt', nargs='+', metavar='TEXT', help='one video each')
+    add('--negative-prompt', nargs='+', metavar='TEXT', help='what to steer away from')
+    add('--image', nargs='+', metavar='PATH', help='the picture to animate; several: one each')
+    add('--seed', nargs='+', type=seed, metavar='N', help='several: one video each')
+    add('--num-frames', type=count, metavar='N', help='frames of a video')
+    add('--steps', type=count, metavar='N', help='steps of the scheduler')
+    add('--guidance-scale', type=float, metavar='X', help='1 is without guidance')
+    add('--motion-scale', nargs='+', type=motion_scale, metavar='K',
+        help='amount of motion: 0 to 8, a name such as loop-small, or a list of affinities')  # fmt: skip
+    add('--condition-frame', type=int, metavar='N', help='which frame the picture is')
+    add('--strength', type=float, metavar='X', help='1 starts from noise, less from the picture')
+    add('--height', type=count, metavar='H', help='pixels')
+    add('--width', type=count, metavar='W', help='pixels')
+    how = parser.add_argument_group('how to run and where to write')
+    add = how.add_argument
+    add('--device', metavar='D', help='cpu, cuda, cuda:1, mps; default: a GPU if there is one')
+    add('--dtype', metavar='T', help='float32, bfloat16 or float16')
+    add('--fps', type=float, metavar='N', help='frames a second of the file')
+    add('--out', metavar='PATH', help='an mp4, gif, webp or png to write, or a folder')
+    add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
+        help='override settings of the config, such as model.scheduler.beta_end=0.02')  # fmt: skip
+    add('--allow-other-weights', action='store_true',
+        help='make a recipe again although the weight files have changed')  # fmt: skip
+    add('--dry-run', action='store_true', help='say what would be done; read no weights')
+    add('--quiet', action='store_true', help='print nothing but errors')
+    return parser.parse_args()
+
+
+def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about the editor's arguments; None is not said."""
+    scale = args.motion_scale
+    values = {
+        'prompt': args.prompt,
+        'negative_prompt': args.negative_prompt,
+        'image': args.image,
+        'seed': args.seed,
+        'video_length': args.num_frames,
+        'num_inference_steps': args.steps,
+        'guidance_scale': args.guidance_scale,
+        'motion_scale': scale[0] if scale and len(scale) == 1 else scale,
+        'condition_frame': args.condition_frame,
+        'strength': args.strength,
+        'height': args.height,
+        'width': args.width,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """What can be refused before anything slow is imported."""
+    from mmvideo.errors import InputError, nearest
+
+    for image in args.image or []:
+        path = Path(image).expanduser()
+        if not path.is_file() and '://' not in image:
+            names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise InputError(f'{image}: there is no such picture.{nearest(path.name, names)}')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the videos and say where they are."""
+    check_files(args)
+    from mmvideo.apis.inferencer import VideoInferencer
+    from mmvideo.config import parse_cfg_options
+
+    inferencer = VideoInferencer(
+        args.config,
+        device=args.device,
+        dtype=args.dtype,
+        cfg_options=parse_cfg_options(args.cfg_options),
+        allow_other_weights=args.allow_other_weights,
+    )
+    arguments = given_arguments(args)
+    if args.dry_run:
+        print('\n'.join(inferencer.plan(args.out, args.fps, **arguments).lines()))
+        return
+    for note in inferencer.notes:
+        print(f'note: {note}', file=sys.stderr)
+    from mmvideo.apis.progress import duration, size
+
+    start = time.monotonic()
+
+    def report(path: Path) -> None:
+        if not args.quiet:
+            spent = duration(time.monotonic() - start)
+            print(f'{path}: {size(path.stat().st_size)} after {spent}', flush=True)
+
+    inferencer(args.out, args.fps, progress=not args.quiet, on_file=report, **arguments)
+
+
+def main() -> int:
+    """Exit code 0 when all is done, 2 for bad input, 130 when interrupted."""
+    args = parse_args()
+    from mmvideo.errors import UserError
+
+    try:
+        run(args)
+    except UserError as error:
+        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted: the video in the making was not written', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
