@@ -105,6 +105,8 @@ PLAIN = {
 _LOADER_EXTRA = ('num_batch_per_epoch', 'disable_subprocess_warning')
 # Constructors whose ``**kwargs`` are the arguments of another class that they name.
 _OPEN = ('ZeroRedundancyOptimizer',)
+# What `infer` says of the files to write, beside the editor's arguments.
+FILE_KEYS = ('fps', 'formats', 'out')
 _SCOPES = ('mmvideo', 'mmengine')
 _OWN_REGISTRIES = ('MODELS', 'SCHEDULERS', 'TOKENIZERS')
 
@@ -158,12 +160,18 @@ def survey(cfg: Mapping[str, Any]) -> Iterator[Place]:
     for key in cfg:
         if key == 'infer':
             yield from _infer(cfg)
-        else:
+        elif _is_section(key):
             yield from _walk(cfg[key], (key,), (key,), None, {})
     for dotted, kind in NAMED.items():
         name = _get(cfg, dotted)
         if name is not None:
             _resolve(name, kind, tuple(dotted.split('.')))
+
+
+def _is_section(key: str) -> bool:
+    """Whether the runner reads it; other names are variables of the file."""
+    spots = {*RULES, *PLAIN, *NAMED}
+    return any(fnmatchcase(key, spot.split('.')[0]) for spot in spots)
 
 
 def locate(cfg: Mapping[str, Any], path: Sequence[str]) -> frozenset[str]:
@@ -321,7 +329,7 @@ def _infer(cfg: Mapping[str, Any]) -> Iterator[Place]:
     method = getattr(editor, 'infer', None)
     if method is None:
         raise ConfigError(f'infer: {model["type"]} has no infer()')
-    names = _own(method, skip=1)[0].names
+    names = _own(method, skip=1)[0].names | set(FILE_KEYS)
     yield Place(('infer',), value, f'infer: {model["type"]}.infer', names)
 
 

@@ -78,7 +78,7 @@ def parse_args() -> argparse.Namespace:
     add('--steps', type=count, metavar='N', help='steps of the scheduler')
     add('--guidance-scale', type=float, metavar='X', help='1 is without guidance')
     add('--motion-scale', nargs='+', type=motion_scale, metavar='K',
-        help='amount of motion: 0 to 8, a name such as loop-small, or a list of affinities')  # fmt: skip
+        help='amount of motion: 0 to 8, a name such as loop-small, or affinities')  # fmt: skip
     add('--condition-frame', type=int, metavar='N', help='which frame the picture is')
     add('--strength', type=float, metavar='X', help='1 starts from noise, less from the picture')
     add('--height', type=count, metavar='H', help='pixels')

@@ -26,8 +26,8 @@ model = dict(
         sample_size=16,
         down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
         up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
-        block_out_channels=(48, 96),
-        layers_per_block=2,
+        block_out_channels=(48, 112),
+        layers_per_block=1,
         cross_attention_dim=128,
         attention_head_dim=4,
         norm_num_groups=16,
@@ -35,7 +35,7 @@ model = dict(
     trainable=['^unet', '^text_encoder'],
 )
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=0,
     dataset=dict(
         type='CachedLatents',
@@ -47,11 +47,11 @@ train_dataloader = dict(
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
 )
-train_cfg = dict(max_iters=9000)
+train_cfg = dict(max_iters=7000)
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(no_decay_1d=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=300),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=300, T_max=8700, eta_min=2e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=300, T_max=6700, eta_min=2e-5),
 ]
 custom_hooks = [
     dict(type='NonFiniteGuard'),

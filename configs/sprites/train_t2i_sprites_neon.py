@@ -3,7 +3,7 @@ _base_ = ['t2i_sprites.py', '../_base_/train.py']
 
 model = dict(trainable=['^unet'])
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=0,
     dataset=dict(
         type='CachedLatents',

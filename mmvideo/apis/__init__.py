@@ -1,4 +1,4 @@
-"""Programs' way into mmvideo: make videos, write them, read their recipes, train."""
+"""Programs' way into mmvideo: make videos, write them, read their recipes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ _HOMES = {
     'VideoInferencer': 'inferencer',
     'read_recipe': 'recipe',
     'save_videos_grid': 'writers',
-    'train': 'train',
     'write_video': 'writers',
 }
 
-__all__ = ['VideoInferencer', 'read_recipe', 'save_videos_grid', 'train', 'write_video']
+__all__ = ['VideoInferencer', 'read_recipe', 'save_videos_grid', 'write_video']
 
 
 def __getattr__(name: str) -> Any:

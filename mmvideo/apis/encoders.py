@@ -65,7 +65,8 @@ def _with_palette(frames: np.ndarray, rate: Fraction) -> Iterator[Any]:
 
     graph = Graph()
     height, width = frames.shape[1:3]
-    source = graph.add_buffer(width=width, height=height, format='rgb24', time_base=1 / rate)
+    pixels = av.VideoFormat('rgb24', width, height)
+    source = graph.add_buffer(width=width, height=height, format=pixels, time_base=1 / rate)
     split = graph.add('split')
     palette = graph.add('palettegen', 'stats_mode=full')
     use = graph.add('paletteuse', 'dither=sierra2_4a')

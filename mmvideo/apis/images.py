@@ -27,14 +27,14 @@ PACKAGE = 'package://'
 
 def find_image(image: Any, folder: Path) -> Any:
     """``image`` with the path of a config made absolute: relative to its folder, or
-    ``package://PATH`` inside the package."""
+    ``package://PATH`` among the weights that mmvideo ships."""
     if not isinstance(image, str):
         return image
     if image.startswith(PACKAGE):
         inside = Path(image.removeprefix(PACKAGE))
         if '..' in inside.parts or inside.is_absolute():
             raise InputError(f'image={image!r}: expected a path inside the package.')
-        return str(Path(__file__).parents[1] / inside)
+        return str(Path(__file__).parents[1] / 'weights' / inside)
     path = Path(image).expanduser()
     return str(path if path.is_absolute() else folder / path)
 

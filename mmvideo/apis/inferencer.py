@@ -75,7 +75,7 @@ class VideoInferencer:
         if not isinstance(self.cfg.get('model'), Mapping) or 'type' not in self.cfg.model:
             raise ConfigError(f'{self.name}: a config to run needs model = dict(type=...).')
         self.editor_class = MODELS.get(self.cfg.model['type'])
-        machine = self.recipe['machine'] if self.recipe else {}
+        machine: dict[str, Any] = self.recipe['machine'] if self.recipe else {}
         self.device = pick_device(device or self._recorded_device(machine))
         self.dtype = pick_dtype(dtype or machine.get('dtype'), self.device)
         self._editor: Any = None

@@ -89,7 +89,6 @@ def make_jobs(arguments: Mapping[str, Any]) -> list[Job]:
     """
     rows = _rows(arguments)
     seeds = _seeds(arguments.get('seed'), arguments.get('num_videos_per_prompt', 1))
-    several = len(rows) * len(seeds) > 1
     jobs = []
     for index, row in enumerate(rows):
         for seed in seeds:
@@ -97,7 +96,7 @@ def make_jobs(arguments: Mapping[str, Any]) -> list[Job]:
             if 'num_videos_per_prompt' in complete:
                 complete['num_videos_per_prompt'] = 1
             number = f'-{index}' if len(rows) > 1 else ''
-            jobs.append(Job(complete, f'{number}-s{seed}' if several else ''))
+            jobs.append(Job(complete, f'{number}-s{seed}' if len(seeds) > 1 else number))
     return jobs
 
 
@@ -129,7 +128,7 @@ def _seeds(seed: int | Sequence[int] | None, videos: int) -> list[int]:
         raise InputError(
             f'{len(seeds)} seeds and num_videos_per_prompt={videos}: give one of them.'
         )
-    drawn = [secrets.randbelow(2**31) if s is None else s for s in seeds]
+    drawn: list[Any] = [secrets.randbelow(2**31) if s is None else s for s in seeds]
     for value in drawn:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
             raise InputError(f'seed={value!r}: expected an integer from 0 to {2**63 - 1}.')

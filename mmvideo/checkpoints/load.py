@@ -47,7 +47,7 @@ def without_weights() -> Iterator[None]:
             param = nn.Parameter(param.detach().to('meta'), requires_grad=param.requires_grad)
         original(module, name, param)
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

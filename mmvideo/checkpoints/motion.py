@@ -83,6 +83,7 @@ def read_motion(
     variant: str | None = None,
     revision: str | None = None,
     max_positions: int | None = None,
+    image_layers: bool = False,
 ) -> MotionWeights:
     """Read motion modules in the original or diffusers' layout.
 
@@ -93,6 +94,8 @@ def read_motion(
         variant: Which files of the source, such as 'fp16'.
         revision: Branch, tag or commit on the hub.
         max_positions: Frame positions, for a file that carries no encodings.
+        image_layers: Whether the caller also uses ``image``; else a file of a whole UNet is
+            refused, because its image layers may have been trained too.
 
     Returns:
         The modules. Heads and groups stand in no tensor: a single file gets the 8 and 32 that all
@@ -110,7 +113,13 @@ def read_motion(
         config = read_json(resolve(source, filenames=('config.json',), **where))
         paths = resolve_weights(source, filenames=DIFFUSERS_FILES, variant=variant, **where)
         tensors = read_files(paths)
-    return split_motion(tensors, config, str(source), max_positions, tuple(paths))
+    weights = split_motion(tensors, config, str(source), max_positions, tuple(paths))
+    if weights.image and not image_layers:
+        raise WeightsError(
+            f'{source} is {FAMILIES[weights.family].title}, with {len(weights.image)} image layers '
+            'that would be lost; expected motion modules alone'
+        )
+    return weights
 
 
 def split_motion(

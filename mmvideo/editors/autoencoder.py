@@ -35,7 +35,7 @@ class Autoencoder(BaseModel):
         l1_weight: float = 0.1,
         data_preprocessor: dict | None = None,
     ) -> None:
-        super().__init__(data_preprocessor or dict(type='VideoPreprocessor'))
+        super().__init__(MODELS.build(data_preprocessor or dict(type='VideoPreprocessor')))
         self.vae = MODELS.build(vae)
         self.kl_weight = kl_weight
         self.l1_weight = l1_weight

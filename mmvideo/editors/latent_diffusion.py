@@ -22,7 +22,7 @@ from mmvideo.diffusion.objective import (
 )
 from mmvideo.diffusion.sampling import guide, sample
 from mmvideo.editors.facts import read_facts
-from mmvideo.editors.parts import build_unet, export_unet_config
+from mmvideo.editors.parts import build_unet, export_unet_config, weight_files
 from mmvideo.editors.request import (
     Request,
     Sample,
@@ -82,8 +82,10 @@ class LatentDiffusion(BaseModel):
         predict: dict | None = None,
         data_preprocessor: dict | None = None,
     ) -> None:
-        super().__init__(data_preprocessor or dict(type='VideoPreprocessor'))
-        self.sources: list[Path] = []
+        super().__init__(MODELS.build(data_preprocessor or dict(type='VideoPreprocessor')))
+        self._parts = dict(
+            vae=vae, text_encoder=text_encoder, unet=unet, motion_module=motion_module
+        )
         self.scheduler = SCHEDULERS.build(scheduler)
         self.train_scheduler = SCHEDULERS.build(train_scheduler or scheduler)
         self.tokenizer = TOKENIZERS.build(tokenizer)
@@ -121,6 +123,10 @@ class LatentDiffusion(BaseModel):
     def default_size(self) -> int:
         """Side of a picture in pixels when a call names none."""
         return self.unet.sample_size * self.vae_scale
+
+    def weight_files(self) -> list[Path]:
+        """The files that the weights came from, for a recipe to name."""
+        return weight_files(self._parts)
 
     def set_trainable(self, patterns: Sequence[str]) -> None:
         """Train the parameters that a pattern matches, freeze all others.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mmvideo.checkpoints.load import load_into, read_part, without_weights
 from mmvideo.checkpoints.motion import MotionWeights, describe, merge_conv_in, read_motion
-from mmvideo.checkpoints.sources import DIFFUSERS_FILES
+from mmvideo.checkpoints.sources import DIFFUSERS_FILES, local_root, resolve_weights
 from mmvideo.errors import ConfigError
 from mmvideo.models.unet import VideoUNet, motion_arguments, unet_arguments
 from mmvideo.registry import MODELS
@@ -163,13 +164,19 @@ def export_motion_adapter(unet: VideoUNet) -> tuple[dict[str, Any], dict[str, Te
     return config, tensors
 
 
-def weight_sources(config: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Every part of a model config that reads weights: its name and where they are."""
-    found = []
-    for name, part in config.items():
-        if isinstance(part, Mapping) and part.get('from_pretrained'):
-            found.append((name, split_source(part)[0]))
-    return found
+def weight_files(parts: Mapping[str, Any]) -> list[Path]:
+    """The weight files that a model config's parts are read from, in the order of the config."""
+    found: list[Path] = []
+    for part in parts.values():
+        where = split_source(part)[0] if isinstance(part, Mapping) else {}
+        source = where.pop('from_pretrained', None)
+        where.pop('dtype', None)
+        if source is None or part.get('type') == 'CLIPTokenizer':
+            continue
+        root = local_root(source)
+        single = root is not None and root.is_file()
+        found += [root] if single else resolve_weights(source, **where)
+    return list(dict.fromkeys(found))
 
 
 __all__ = [
@@ -179,5 +186,5 @@ __all__ = [
     'export_unet_config',
     'image_blueprint',
     'split_source',
-    'weight_sources',
+    'weight_files',
 ]

@@ -10,6 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmvideo.config_check import FILE_KEYS
 from mmvideo.engine.ema import averaged
 from mmvideo.apis.writers import save_videos_grid
 from mmvideo.registry import HOOKS
@@ -30,7 +31,8 @@ class SampleHook(Hook):
 
     def __init__(self, interval: int = 1000, arguments: dict | None = None, columns: int = 4) -> None:
         self.interval = interval
-        self.arguments = dict(arguments or {})
+        # A config's `infer` may say how files are written too, which is decided here.
+        self.arguments = {k: v for k, v in (arguments or {}).items() if k not in FILE_KEYS}
         self.columns = columns
 
     def after_train_iter(

@@ -198,3 +198,9 @@ def test_configs_by_model_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         find_config('fam_tinny')
     with pytest.raises(ConfigError, match="Did you mean 'fam_small.py'"):
         find_config('configs/fam/fam_smal.py')
+
+
+def test_suffixes_say_only_what_differs() -> None:
+    assert [j.suffix for j in make_jobs({'prompt': 'a', 'seed': 1})] == ['']
+    assert [j.suffix for j in make_jobs({'prompt': ['a', 'b'], 'seed': 1})] == ['-0', '-1']
+    assert [j.suffix for j in make_jobs({'prompt': 'a', 'seed': [1, 5]})] == ['-s1', '-s5']

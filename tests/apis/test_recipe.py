@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -154,10 +155,8 @@ def test_damaged_files_never_crash(tmp_path: Path, suffix: str) -> None:
         for at in rng.integers(0, len(cut), 3):
             cut[at] = rng.integers(256)
         damaged.write_bytes(cut)
-        try:
+        with contextlib.suppress(InputError):
             assert read_recipe(damaged)['format'] == FORMAT
-        except InputError:
-            pass
 
 
 # --- weights -------------------------------------------------------------------------------------
@@ -260,6 +259,6 @@ def test_damaged_pictures_are_refused(entry: dict) -> None:
 def test_pictures_of_a_config(tmp_path: Path) -> None:
     assert images.find_image('a.png', tmp_path) == str(tmp_path / 'a.png')
     assert images.find_image('/x/a.png', tmp_path) == '/x/a.png'
-    assert images.find_image('package://a/b.png', tmp_path).endswith('mmvideo/a/b.png')
+    assert images.find_image('package://a/b.png', tmp_path).endswith('mmvideo/weights/a/b.png')
     with pytest.raises(InputError, match='inside the package'):
         images.find_image('package://../../etc/passwd', tmp_path)

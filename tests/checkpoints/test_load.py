@@ -150,8 +150,10 @@ def test_misspelt_folders_name_their_neighbour(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'models' / 'fish' / 'vae').mkdir(parents=True)
     for source, hint in [
-        ('./models/fihs', 'fish'), ('models/fishh', 'fish'), (str(tmp_path / 'model/fish'), 'models'),
-    ]:  # fmt: skip
+        ('./models/fihs', 'fish'),
+        ('models/fishh', 'fish'),
+        (str(tmp_path / 'model/fish'), 'models'),
+    ]:
         with pytest.raises(WeightsError, match=f"Did you mean '{hint}'"):
             resolve(source, filenames=('config.json',))
     with pytest.raises(WeightsError, match="Did you mean 'vae'"):

@@ -165,13 +165,17 @@ def test_unknown_keys_are_refused_in_both_directions():
         split_motion({**theirs, 'stray': torch.ones(1)})
 
 
-def test_a_whole_unet_of_the_pia_trainer():
+def test_a_whole_unet_of_the_pia_trainer(tmp_path):
     ours = adapter(conv=9).state_dict()
     whole = ANIMATEDIFF.to_theirs(ours) | {'down_blocks.0.resnets.0.norm1.weight': torch.ones(32)}
     weights = split_motion(whole)
     assert weights.family == 'pia_unet'
     assert list(weights.image) == ['down_blocks.0.resnets.0.norm1.weight']
     assert weights.conv_in[0].shape == (32, 9, 3, 3)
+    path = write_tensors(tmp_path / 'whole.safetensors', whole)
+    with pytest.raises(WeightsError, match='1 image layers that would be lost'):
+        read_motion(path)
+    assert read_motion(path, image_layers=True).image.keys() == weights.image.keys()
 
 
 @pytest.mark.parametrize(

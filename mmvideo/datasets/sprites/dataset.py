@@ -98,7 +98,7 @@ class SpriteWorld(Dataset):
                 return scene, rng
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``video`` uint8 [T, C, H, W], ``caption``, and the ``scene``'s attributes."""
+        """``video`` uint8 [T, C, H, W], ``caption``, ``index``, and the ``scene``'s attributes."""
         index = int(index)
         if not -self.length <= index < self.length:
             raise IndexError(f'item {index} of a dataset of {self.length}')
@@ -113,6 +113,7 @@ class SpriteWorld(Dataset):
         return {
             'video': video.permute(0, 3, 1, 2).contiguous(),
             'caption': text,
+            'index': index % self.length,
             'scene': attributes,
         }
 

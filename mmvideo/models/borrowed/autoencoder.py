@@ -41,14 +41,15 @@ def build_vae(
 
     check_keys('AutoencoderKL', keys, accepted())
     if from_pretrained is None:
-        return cast(AutoencoderKL(**keys), dtype).eval()
+        new: Any = AutoencoderKL(**keys)
+        return cast(new, dtype).eval()
     config, tensors = read_part(
         from_pretrained, subfolder, variant=variant, revision=revision, weights=DIFFUSERS_FILES
     )
     settings = {key: value for key, value in config.items() if not key.startswith('_')} | keys
     check_keys(f'the AutoencoderKL config of {from_pretrained}', settings, keys_of(AutoencoderKL))
     with without_weights():
-        vae = AutoencoderKL(**settings)
+        vae: Any = AutoencoderKL(**settings)
     return load_into(vae, vae_tensors(tensors), f'vae ({from_pretrained})', dtype).eval()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -74,7 +73,7 @@ def _read(
     return config
 
 
-def _class(name: str) -> Callable[..., Any]:
+def _class(name: str) -> Any:
     import diffusers
 
     found = getattr(diffusers, name)

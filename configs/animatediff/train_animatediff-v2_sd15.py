@@ -1,0 +1,45 @@
+# PLACEHOLDER DATA: sprites at 256 px stand in for video clips. This shows AnimateDiff's recipe and
+# that it runs at this size; a motion module for real footage needs train_dataloader.dataset changed.
+_base_ = ['animatediff-v2_sd15.py', '../_base_/train.py']
+
+model = dict(
+    # New modules, zero at the end, on the frozen image model.
+    motion_module=dict(
+        _delete_=True,
+        type='MotionModule',
+        num_attention_heads=8,
+        max_positions=32,
+        norm_scope='frame',
+    ),
+    unet=dict(motion_mid_block=True, gradient_checkpointing=True),
+    trainable=['motion_modules'],
+    caption_dropout=0.1,
+)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=4,
+    dataset=dict(type='SpriteWorld', length=100000, num_frames=16, size=256),
+    sampler=dict(type='ResumableSampler'),
+    collate_fn=dict(type='default_collate'),
+)
+# The official configuration names no length; its authors report five days on eight A100.
+train_cfg = dict(max_iters=100000)
+# As published: AdamW, constant rate, clipped at 1.0, no average. bf16 takes fp16's place.
+optim_wrapper = dict(optimizer=dict(lr=1e-4))
+default_hooks = dict(checkpoint=dict(interval=2000))
+custom_hooks = [
+    dict(type='NonFiniteGuard'),
+    dict(
+        type='SampleHook',
+        interval=2000,
+        arguments=dict(
+            prompt=['a red fish moving left on the sea', 'a blue car moving right in the city'],
+            height=256,
+            width=256,
+            num_inference_steps=25,
+            guidance_scale=7.5,
+            seed=0,
+        ),
+    ),
+    dict(type='ExportHook', dtype='float16'),
+]

@@ -1,0 +1,138 @@
+"""The sprite family, stage by stage: each trains on what the stages before it exported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmvideo.checkpoints.files import sha256, write_text
+from mmvideo.config import load_config
+from mmvideo.errors import InputError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+MANIFEST = 'manifest.json'
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: its config, the sources that its config names, and what it leaves.
+
+    Attributes:
+        config: file below ``configs/sprites``.
+        sources: config keys whose ``from_pretrained`` is the family's folder.
+        parts: exported folder to its name in the family.
+    """
+
+    config: str
+    sources: tuple[str, ...]
+    parts: dict[str, str]
+
+
+_TEXT = ('model.text_encoder', 'model.tokenizer')
+_LATENTS = ('model.vae', 'train_dataloader.dataset.vae')
+STAGES = {
+    'vae': Stage('train_vae_sprites.py', (), {'vae': 'vae'}),
+    't2i': Stage(
+        'train_t2i_sprites.py',
+        _LATENTS,
+        {'unet': 'unet', 'text_encoder': 'text_encoder', 'tokenizer': 'tokenizer'},
+    ),
+    'animatediff': Stage(
+        'train_animatediff_sprites.py',
+        (*_LATENTS, *_TEXT, 'model.unet'),
+        {'motion_adapter': 'motion_adapter'},
+    ),
+    'pia': Stage(
+        'train_pia_sprites.py',
+        (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module'),
+        {'motion_adapter': 'pia'},
+    ),
+    'neon': Stage(
+        'train_t2i_sprites_neon.py', (*_LATENTS, *_TEXT, 'model.unet'), {'unet': 'unet_neon'}
+    ),
+}
+
+
+def train_family(
+    out: str | Path, work_dir: str | Path, stages: Sequence[str], steps_scale: float = 1.0
+) -> None:
+    """Train ``stages`` in the family's order, and gather their weights in ``out``.
+
+    Args:
+        out: the family's folder, as ``package://sprites`` is.
+        work_dir: checkpoints and logs, one folder a stage.
+        stages: names of ``STAGES``.
+        steps_scale: factor on every stage's steps.
+
+    Raises:
+        UserError: a stage failed, or lacks the weights of an earlier one.
+    """
+    if steps_scale <= 0:
+        raise InputError(f'--steps-scale {steps_scale}: expected a number above 0.')
+    out, work_dir = Path(out), Path(work_dir)
+    for name in STAGES:
+        if name in stages:
+            _train_stage(name, out, work_dir, steps_scale)
+
+
+def _train_stage(name: str, out: Path, work_dir: Path, steps_scale: float) -> None:
+    stage = STAGES[name]
+    config = ROOT / 'configs/sprites' / stage.config
+    folder = work_dir / name
+    steps = max(1, round(load_config(config).train_cfg.max_iters * steps_scale))
+    begin = time.monotonic()
+    if not (folder / 'export').is_dir():
+        _run(config, folder, _options(stage, out, steps, steps_scale))
+    for exported, part in stage.parts.items():
+        _install(folder / 'export' / exported, out / part)
+    _note(out, name, stage, steps, time.monotonic() - begin)
+    print(f'{name}: {steps} steps in {(time.monotonic() - begin) / 60:.1f} minutes', flush=True)
+
+
+def _options(stage: Stage, out: Path, steps: int, steps_scale: float) -> list[str]:
+    options = [f'{key}.from_pretrained={out}' for key in stage.sources]
+    if steps_scale != 1:
+        # A trial is too short for a warm-up and a decay of its own.
+        options += [f'train_cfg.max_iters={steps}', 'param_scheduler=[]']
+    return options
+
+
+def _run(config: Path, folder: Path, options: Sequence[str]) -> None:
+    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--resume']
+    command += ['--work-dir', str(folder)]
+    command += ['--cfg-options', *options] if options else []
+    done = subprocess.run(command, check=False)
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise UserError(f'{config.name} failed with exit code {done.returncode}; see {folder}.')
+
+
+def _install(source: Path, target: Path) -> None:
+    """Replace a part's folder by a copy, complete before it is visible."""
+    aside = target.with_name(target.name + '.new')
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(source, aside)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+
+
+def _note(out: Path, name: str, stage: Stage, steps: int, seconds: float) -> None:
+    """Record in the manifest what made the weights."""
+    path = out / MANIFEST
+    manifest = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {'stages': {}}
+    files = [f for part in stage.parts.values() for f in sorted((out / part).glob('*.safetensors'))]
+    manifest['stages'][name] = dict(
+        config=f'configs/sprites/{stage.config}',
+        steps=steps,
+        minutes=round(seconds / 60, 1),
+        files={str(f.relative_to(out)): sha256(f) for f in files},
+    )
+    manifest['licence'] = 'Apache-2.0'
+    write_text(path, json.dumps(manifest, indent=2) + '\n')

@@ -1,0 +1,58 @@
+"""Editors of a kilobyte's size whose every parameter does something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine import Config
+
+from mmvideo.registry import MODELS
+
+TINY = Path(__file__).parents[1] / 'apis' / 'tiny_pia.py'
+
+
+def model_config(kind: str, **changes: Any) -> dict:
+    """``cfg.model`` of an editor: PIA, AnimateDiff or TextToImage."""
+    model = Config.fromfile(TINY).model.to_dict()
+    model['type'] = kind
+    if kind != 'PIA':
+        del model['condition_module']
+    if kind == 'TextToImage':
+        del model['motion_module']
+    model['tokenizer'] = dict(model['tokenizer'], vocab=['a', 'red', 'fish', 'blue', 'car'])
+    return {**model, **changes}
+
+
+@pytest.fixture(scope='session')
+def tiny_config() -> Callable[..., dict]:
+    """``model_config``."""
+    return model_config
+
+
+@pytest.fixture(scope='session')
+def build() -> Callable[..., Any]:
+    """A builder of editors; random weights are the same every time and nowhere zero."""
+
+    def make(kind: str, **changes: Any) -> Any:
+        torch.manual_seed(0)
+        editor = MODELS.build(model_config(kind, **changes)).eval()
+        with torch.no_grad():
+            for parameter in editor.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        return editor
+
+    return make
+
+
+@pytest.fixture(scope='module')
+def animatediff(build: Callable) -> Any:
+    return build('AnimateDiff')
+
+
+@pytest.fixture(scope='module')
+def pia(build: Callable) -> Any:
+    return build('PIA')

@@ -1,0 +1,61 @@
+#!/usr/bin/env python
+"""Train the whole sprite family: VAE, text to image, motion modules, PIA, personalised model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+EXAMPLES = """
+Every stage reads what the stages before it exported. A stage that is done is skipped and one that
+was interrupted goes on, so the same command can be repeated.
+
+examples:
+  python tools/train_sprites.py --out work_dirs/sprites/weights
+  python tools/train_sprites.py --out w --stages vae t2i --steps-scale 0.1
+  python tools/infer.py configs/sprites/pia_sprites.py --cfg-options \\
+      model.motion_module.from_pretrained=work_dirs/sprites/weights
+"""
+STAGES = ('vae', 't2i', 'animatediff', 'pia', 'neon')
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--out', default='work_dirs/sprites/weights', help='folder for the finished weights'
+    )
+    parser.add_argument(
+        '--work-dir', default='work_dirs/sprites', help='folder for checkpoints, caches and logs'
+    )
+    parser.add_argument(
+        '--stages', nargs='+', choices=STAGES, default=list(STAGES), help='default: all'
+    )
+    parser.add_argument(
+        '--steps-scale', type=float, default=1.0, metavar='X',
+        help='multiply the steps of every stage, for a trial',
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Train; exit code 2 for bad input, 130 when interrupted."""
+    args = parse_args()
+    from mmvideo.apis.sprites import train_family
+    from mmvideo.errors import UserError
+
+    try:
+        train_family(args.out, args.work_dir, args.stages, args.steps_scale)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted: the same command continues', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
