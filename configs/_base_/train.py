@@ -22,7 +22,8 @@ custom_hooks = [
 ]
 log_processor = dict(type='LogProcessor', by_epoch=False, window_size=50)
 visualizer = dict(
-    type='Visualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+    type='Visualizer',
+    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
 )
 randomness = dict(seed=0, diff_rank_seed=True)
 env_cfg = dict(dist_cfg=dict(backend='nccl'))

@@ -1,5 +1,5 @@
-# PLACEHOLDER DATA: sprites at 256 px stand in for video clips. This shows AnimateDiff's recipe and
-# that it runs at this size; a motion module for real footage needs train_dataloader.dataset changed.
+# PLACEHOLDER DATA: sprites at 256 px stand in for video clips. This shows the recipe of AnimateDiff
+# and that it runs at this size; real footage needs train_dataloader.dataset changed.
 _base_ = ['animatediff-v2_sd15.py', '../_base_/train.py']
 
 model = dict(

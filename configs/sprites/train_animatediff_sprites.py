@@ -13,23 +13,23 @@ model = dict(
     trainable=['motion_modules'],
 )
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=0,
     dataset=dict(
         type='CachedLatents',
-        dataset=dict(type='SpriteWorld', length=4000, num_frames=16),
+        dataset=dict(type='SpriteWorld', length=2500, num_frames=16),
         vae={{_base_.model.vae}},
         cache_dir='work_dirs/sprites/cache',
-        num_clips=4000,
+        num_clips=2500,
     ),
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
 )
-train_cfg = dict(max_iters=5000)
+train_cfg = dict(max_iters=3000)
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(no_decay_1d=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=4800, eta_min=2e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=2800, eta_min=2e-5),
 ]
 custom_hooks = [
     dict(type='NonFiniteGuard'),

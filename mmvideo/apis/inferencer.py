@@ -15,7 +15,10 @@ from mmvideo.apis.devices import dtype_name, pick_device, pick_dtype
 from mmvideo.apis.images import check_entry, find_image, pack_image, unpacked
 from mmvideo.apis.jobs import Job, make_jobs, merge_arguments
 from mmvideo.apis.progress import Progress
-from mmvideo.apis.recipe import (
+from mmvideo.apis.targets import Target, choose_fps, choose_targets
+from mmvideo.apis.zoo import find_config
+from mmvideo.errors import ConfigError, InputError
+from mmvideo.media.recipe import (
     MEDIA,
     check_weights,
     make_recipe,
@@ -23,10 +26,7 @@ from mmvideo.apis.recipe import (
     versions,
     weight_entries,
 )
-from mmvideo.apis.targets import Target, choose_fps, choose_targets
-from mmvideo.apis.writers import safe_stem, to_frames, write_video
-from mmvideo.apis.zoo import find_config
-from mmvideo.errors import ConfigError, InputError
+from mmvideo.media.writers import safe_stem, to_frames, write_video
 from mmvideo.registry import MODELS
 from mmvideo.utils import set_default_scope
 

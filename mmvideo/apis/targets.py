@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmvideo.apis.writers import check_fps, check_output, picture_path, safe_stem
 from mmvideo.errors import ConfigError, InputError
+from mmvideo.media.writers import check_fps, check_output, picture_path, safe_stem
 
 DEFAULT_FPS = 8
 DEFAULT_FOLDER = 'outputs'

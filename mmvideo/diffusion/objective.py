@@ -17,9 +17,7 @@ def per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.view(-1, *[1] * (like.ndim - 1)).to(like)
 
 
-def add_noise(
-    clean: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor
-) -> torch.Tensor:
+def add_noise(clean: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
     """``a x_0 + s e``."""
     alpha_bar = per_sample(alpha_bar, clean)
     return alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
@@ -38,9 +36,7 @@ def prediction_target(
     return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * clean
 
 
-def min_snr_weights(
-    prediction_type: str, alpha_bar: torch.Tensor, gamma: float
-) -> torch.Tensor:
+def min_snr_weights(prediction_type: str, alpha_bar: torch.Tensor, gamma: float) -> torch.Tensor:
     """Weights [N] of Min-SNR (Hang et al. 2023, equation 6 and appendix for v)."""
     snr = alpha_bar / (1 - alpha_bar)
     clipped = snr.clamp(max=gamma)

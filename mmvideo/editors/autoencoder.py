@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 
 from mmvideo.checkpoints.save import save_part
+from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.registry import MODELS
 
 
@@ -35,7 +36,7 @@ class Autoencoder(BaseModel):
         l1_weight: float = 0.1,
         data_preprocessor: dict | None = None,
     ) -> None:
-        super().__init__(MODELS.build(data_preprocessor or dict(type='VideoPreprocessor')))
+        super().__init__(build_preprocessor(data_preprocessor))
         self.vae = MODELS.build(vae)
         self.kl_weight = kl_weight
         self.l1_weight = l1_weight

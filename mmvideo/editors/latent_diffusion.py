@@ -23,6 +23,7 @@ from mmvideo.diffusion.objective import (
 from mmvideo.diffusion.sampling import guide, sample
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.parts import build_unet, export_unet_config, weight_files
+from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.editors.request import (
     Request,
     Sample,
@@ -82,7 +83,7 @@ class LatentDiffusion(BaseModel):
         predict: dict | None = None,
         data_preprocessor: dict | None = None,
     ) -> None:
-        super().__init__(MODELS.build(data_preprocessor or dict(type='VideoPreprocessor')))
+        super().__init__(build_preprocessor(data_preprocessor))
         self._parts = dict(
             vae=vae, text_encoder=text_encoder, unet=unet, motion_module=motion_module
         )
@@ -172,9 +173,7 @@ class LatentDiffusion(BaseModel):
         known = inspect.signature(cls.infer).parameters
         for name in arguments:
             if name not in known or name == 'self':
-                raise InputError(
-                    f'{cls.__name__} takes no {name!r}.{nearest(name, known)}'
-                )
+                raise InputError(f'{cls.__name__} takes no {name!r}.{nearest(name, known)}')
         facts = read_facts(model)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values.update(arguments)
@@ -182,9 +181,7 @@ class LatentDiffusion(BaseModel):
         check_seeds(values.get('seed'))
         size = facts.default_size
         settings = {
-            name: values[name]
-            for name in (*_SHARED_SETTINGS, 'strength')
-            if name in values
+            name: values[name] for name in (*_SHARED_SETTINGS, 'strength') if name in values
         }
         check_settings(
             **settings,
@@ -205,6 +202,14 @@ class LatentDiffusion(BaseModel):
             multiple=self.vae_scale,
             max_frames=self.unet.max_frames,
         )
+        expected = self._noise_shape(request)
+        for item in request.samples:
+            if item.latents is not None and tuple(item.latents.shape) != expected:
+                found = [len(request.samples), *item.latents.shape]
+                raise InputError(
+                    f'latents has the shape {found}: expected {[found[0], *expected]}, '
+                    '[N, C, T, H, W] in latent cells.'
+                )
 
     @torch.no_grad()
     def _infer(self, request: Request, callback: Callable | None) -> dict[str, torch.Tensor]:
@@ -241,9 +246,7 @@ class LatentDiffusion(BaseModel):
             return guide(prediction, request.guidance_scale) if guided else prediction
 
         generators = [item.generator for item in group]
-        return sample(
-            denoise, scheduler, latents, timesteps, generators, request.eta, callback
-        )
+        return sample(denoise, scheduler, latents, timesteps, generators, request.eta, callback)
 
     def _timesteps(self, scheduler: Any, request: Request) -> torch.Tensor:
         return scheduler.timesteps
@@ -259,9 +262,12 @@ class LatentDiffusion(BaseModel):
         """[C, T, H, W] from the sample's own CPU generator, so it depends on nothing else."""
         if item.latents is not None:
             return item.latents.float()
-        scale = self.vae_scale
-        shape = (request.num_frames, request.height // scale, request.width // scale)
-        return torch.randn(self.vae.config.latent_channels, *shape, generator=item.generator)
+        return torch.randn(self._noise_shape(request), generator=item.generator)
+
+    def _noise_shape(self, request: Request) -> tuple[int, ...]:
+        """(C, T, H, W) of one sample."""
+        cells = (request.height // self.vae_scale, request.width // self.vae_scale)
+        return (self.vae.config.latent_channels, request.num_frames, *cells)
 
     def _context(self, group: list[Sample], guided: bool) -> torch.Tensor:
         prompts = [item.prompt for item in group]
@@ -279,7 +285,7 @@ class LatentDiffusion(BaseModel):
         return latents
 
     def decode(self, latents: torch.Tensor, chunk_size: int = 16) -> torch.Tensor:
-        """Latents [N, C, T, H, W] to pictures in [0, 1], float32 on the CPU, in chunks of frames."""
+        """Latents [N, C, T, H, W] to pictures in [0, 1], float32 on the CPU, by chunks of frames."""
         frames = latents.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
         frames = frames / self.vae.config.scaling_factor
         decoded = [

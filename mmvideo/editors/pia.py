@@ -28,9 +28,7 @@ class PIA(AnimateDiff):
         kwargs: see ``LatentDiffusion``.
     """
 
-    def __init__(
-        self, condition_module: dict, first_channels: str = 'base', **kwargs: Any
-    ) -> None:
+    def __init__(self, condition_module: dict, first_channels: str = 'base', **kwargs: Any) -> None:
         condition = MODELS.build(condition_module)
         # Read while the parent builds the denoiser: plain data, which a module may hold early.
         self.__dict__['_unet_choices'] = dict(
@@ -137,7 +135,9 @@ class PIA(AnimateDiff):
         ]
         if len({tuple(p.shape) for p in prepared}) > 1:
             sizes = sorted({f'{p.shape[2]}x{p.shape[1]}' for p in prepared})
-            raise InputError(f'images of several sizes ({", ".join(sizes)}): give height and width.')
+            raise InputError(
+                f'images of several sizes ({", ".join(sizes)}): give height and width.'
+            )
         return prepared
 
     def _timesteps(self, scheduler: Any, request: Request) -> torch.Tensor:

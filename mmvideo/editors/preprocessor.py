@@ -30,6 +30,15 @@ class VideoPreprocessor(BaseDataPreprocessor):
         return dict(inputs=inputs, data_samples=samples)
 
 
+def build_preprocessor(config: dict | None) -> BaseDataPreprocessor:
+    """The configured preprocessor, by default ``VideoPreprocessor``.
+
+    Built here because ``BaseModel`` builds it from MMEngine's root registry, which finds ours only
+    after a default scope was set.
+    """
+    return MODELS.build(config or dict(type='VideoPreprocessor'))
+
+
 def to_model_range(video: torch.Tensor) -> torch.Tensor:
     """uint8 0..255 to float -1..1."""
     return video.float().div_(127.5).sub_(1.0)

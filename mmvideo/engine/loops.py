@@ -78,9 +78,7 @@ class StepTrainLoop(BaseLoop):
 
     def run_iter(self, data_batches: list) -> None:
         """One optimizer step over the given micro-batches."""
-        self.runner.call_hook(
-            'before_train_iter', batch_idx=self._iter, data_batch=data_batches[0]
-        )
+        self.runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=data_batches[0])
         for data in data_batches:
             outputs = self.runner.model.train_step(data, optim_wrapper=self.runner.optim_wrapper)
         self.runner.call_hook(

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from mmvideo.config_check import FILE_KEYS
 from mmvideo.engine.ema import averaged
-from mmvideo.apis.writers import save_videos_grid
+from mmvideo.media.writers import save_videos_grid
 from mmvideo.registry import HOOKS
 
 
@@ -29,7 +29,9 @@ class SampleHook(Hook):
 
     priority = 'LOW'
 
-    def __init__(self, interval: int = 1000, arguments: dict | None = None, columns: int = 4) -> None:
+    def __init__(
+        self, interval: int = 1000, arguments: dict | None = None, columns: int = 4
+    ) -> None:
         self.interval = interval
         # A config's `infer` may say how files are written too, which is decided here.
         self.arguments = {k: v for k, v in (arguments or {}).items() if k not in FILE_KEYS}

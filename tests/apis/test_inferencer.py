@@ -13,7 +13,7 @@ from mmengine import Config
 from PIL import Image
 
 from mmvideo.apis import VideoInferencer, read_recipe
-from mmvideo.apis.writers import to_frames
+from mmvideo.media.writers import to_frames
 from mmvideo.config import load_config
 from mmvideo.errors import ConfigError, InputError, UserError, WeightsError
 
@@ -259,7 +259,7 @@ def test_changed_recipes_are_refused(
     change: dict,
     message: str,
 ) -> None:
-    from mmvideo.apis.writers import write_video
+    from mmvideo.media.writers import write_video
 
     monkeypatch.chdir(tmp_path)
     made = inferencer(out=False, progress=False)
@@ -273,7 +273,7 @@ def test_changed_recipes_are_refused(
 def test_name_of_a_recipe_is_no_path(
     inferencer: VideoInferencer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmvideo.apis.writers import write_video
+    from mmvideo.media.writers import write_video
 
     made = inferencer(out=False, progress=False)
     recipe = {**made['recipe'], 'name': '../../evil'}

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from mmvideo.apis import images
-from mmvideo.apis.recipe import (
+from mmvideo.media.recipe import (
     DEPTH_LIMIT,
     FORMAT,
     SIZE_LIMIT,
@@ -25,7 +25,7 @@ from mmvideo.apis.recipe import (
     recipe_text,
     weight_entries,
 )
-from mmvideo.apis.writers import write_video
+from mmvideo.media.writers import write_video
 from mmvideo.errors import InputError, UserError, WeightsError
 from mmvideo.models.conditioning.image import prepare_condition_image
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from mmvideo.apis.recipe import FORMAT, read_recipe
-from mmvideo.apis.writers import (
+from mmvideo.media.recipe import FORMAT, read_recipe
+from mmvideo.media.writers import (
     check_output,
     coded_size,
     picture_path,
@@ -197,7 +197,7 @@ def test_failed_encoding_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         path.write_bytes(b'half')
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('mmvideo.apis.writers.encode_mp4', interrupted)
+    monkeypatch.setattr('mmvideo.media.writers.encode_mp4', interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_video(tmp_path / 'a.mp4', clip(2, 8, 8))
     assert not list(tmp_path.iterdir())
@@ -206,7 +206,7 @@ def test_failed_encoding_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 WRITE_FOR_EVER = """
 import sys
 import numpy as np
-from mmvideo.apis.writers import write_video
+from mmvideo.media.writers import write_video
 rng = np.random.default_rng(0)
 frames = rng.integers(0, 255, (60, 256, 256, 3), dtype=np.uint8)
 print('ready', flush=True)

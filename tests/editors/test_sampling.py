@@ -176,7 +176,7 @@ def test_given_latents_are_the_noise(animatediff: Any) -> None:
     noise = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(12))
     samples = make(animatediff, PROMPTS[:2], latents=noise)
     assert torch.equal(samples, make(animatediff, PROMPTS[:2], latents=noise, seed=3))
-    generator = torch.Generator().manual_seed(12)
+    generator = torch.Generator().manual_seed(13)
     assert distance(make(animatediff, PROMPTS[0], generator=generator), samples[:1]) > 1e-4
     with pytest.raises(InputError, match='latents'):
         make(animatediff, PROMPTS, latents=noise)

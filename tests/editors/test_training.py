@@ -152,7 +152,7 @@ def test_gradient_checkpointing_recomputes_every_layer(build: Callable) -> None:
     editor = build('AnimateDiff', trainable=['motion_modules']).train()
     module = next(m for n, m in editor.named_modules() if n.endswith('motion_modules.0'))
     calls = []
-    module.register_forward_hook(lambda *_: calls.append(1))
+    module.register_forward_pre_hook(lambda *_: calls.append(1))
     gradients(editor, clips())
     assert len(calls) == 1
     editor.unet.enable_gradient_checkpointing()
@@ -205,13 +205,14 @@ def test_exported_adapter_is_read_back(
     build: Callable, tiny_config: Callable, tmp_path: Path, kind: str
 ) -> None:
     """What a training leaves is what ``from_pretrained`` takes, with the same result."""
-    editor = build(kind, trainable=['motion_modules', '^unet.conv_in'])
+    build('TextToImage', trainable=['^unet']).save_pretrained(tmp_path)
+    unet = dict(type='VideoUNet', from_pretrained=str(tmp_path), subfolder='unet')
+    editor = build(kind, unet=unet, trainable=['motion_modules', '^unet.conv_in'])
     editor.save_pretrained(tmp_path)
     adapter = read_motion(tmp_path, 'motion_adapter')
     assert (adapter.conv_in is not None) == (kind == 'PIA')
-    torch.manual_seed(0)
     motion = dict(type='MotionModule', from_pretrained=str(tmp_path), subfolder='motion_adapter')
-    config = tiny_config(kind, motion_module=motion)
+    config = tiny_config(kind, unet=unet, motion_module=motion)
     if kind == 'PIA':
         config['first_channels'] = 'pia'
     loaded = MODELS.build(config).unet.state_dict()

@@ -6,6 +6,7 @@ listed word becomes one token, and every other text still becomes tokens, byte b
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def closed_vocabulary(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[
         pieces = [letters[byte] for byte in word.encode()]
         pieces[-1] += _WORD_END
         while len(pieces) > 1:
-            pairs = list(zip(pieces, pieces[1:], strict=False))
+            pairs = list(itertools.pairwise(pieces))
             known = [pair for pair in pairs if pair in ranks]
             pair = min(known, key=ranks.__getitem__) if known else pairs[0]
             ranks.setdefault(pair, len(ranks))

@@ -1,7 +1,7 @@
 """One clip to the bytes of one format, with a text inside: mp4, gif, webp, png.
 
 Each ``encode_*`` writes a whole file to a path that nobody else knows yet; names and renaming are
-``mmvideo.apis.writers``'s. Frames are uint8 [T, H, W, 3]; the text is ASCII.
+``mmvideo.media.writers``'s. Frames are uint8 [T, H, W, 3]; the text is ASCII.
 """
 
 from __future__ import annotations

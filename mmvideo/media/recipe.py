@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmvideo.apis.encoders import PNG_KEY
 from mmvideo.errors import InputError, WeightsError, nearest
+from mmvideo.media.encoders import PNG_KEY
 
 FORMAT = 'mmvideo recipe 1'
 SIZE_LIMIT = 8 * 2**20  # characters of JSON

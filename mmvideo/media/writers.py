@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmvideo.apis.encoders import encode_gif, encode_mp4, encode_png, encode_webp
-from mmvideo.apis.recipe import recipe_text
 from mmvideo.errors import InputError, nearest
+from mmvideo.media.encoders import encode_gif, encode_mp4, encode_png, encode_webp
+from mmvideo.media.recipe import recipe_text
 
 SUFFIXES = ('.mp4', '.gif', '.webp', '.png')
 NAME_LIMIT = 255  # bytes of a file name on ext4, XFS, APFS and NTFS alike
@@ -42,7 +42,7 @@ def write_video(
             the series ``name_0000.png``, ``name_0001.png`` ...
         frames: uint8 [T, H, W, 3].
         fps: frames a second.
-        recipe: see ``mmvideo.apis.recipe``; written into the file, in a series into each picture,
+        recipe: see ``mmvideo.media.recipe``; written into the file, in a series into each picture,
             with a section ``output`` that states the frames as they were given.
         overwrite: replace an existing file; False takes the next free name, ``name-1.mp4``.
 

@@ -1,0 +1,1 @@
+"""MMagic's import paths, for scripts that come from there."""
