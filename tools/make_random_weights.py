@@ -142,7 +142,9 @@ def random_tensors(module: Any, dtype: Any, generator: Any) -> Iterator[tuple[st
 def config_of(module: Any) -> dict[str, Any]:
     """The content of ``config.json``."""
     config = module.config
-    return config.to_dict() if hasattr(config, 'to_dict') else dict(config)
+    if hasattr(config, 'to_dict'):
+        return config.to_dict()
+    return dict(config, _class_name=type(module).__name__)
 
 
 def write_tokenizer(folder: Path) -> None:

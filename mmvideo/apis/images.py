@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from mmvideo.errors import InputError
+from mmvideo.shipped import is_shipped, shipped_path
 
 EMBED_LIMIT = 2**20
-PACKAGE = 'package://'
 
 
 def find_image(image: Any, folder: Path) -> Any:
@@ -30,11 +30,8 @@ def find_image(image: Any, folder: Path) -> Any:
     ``package://PATH`` among the weights that mmvideo ships."""
     if not isinstance(image, str):
         return image
-    if image.startswith(PACKAGE):
-        inside = Path(image.removeprefix(PACKAGE))
-        if '..' in inside.parts or inside.is_absolute():
-            raise InputError(f'image={image!r}: expected a path inside the package.')
-        return str(Path(__file__).parents[1] / 'weights' / inside)
+    if is_shipped(image):
+        return str(shipped_path(image))
     path = Path(image).expanduser()
     return str(path if path.is_absolute() else folder / path)
 

@@ -7,7 +7,6 @@ neighbour; the rest is a hub id, whose files are fetched once and then come from
 
 from __future__ import annotations
 
-import importlib.resources
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from pathlib import Path
 
 from mmvideo.checkpoints.files import SUFFIXES, missing, read_json
 from mmvideo.errors import WeightsError, nearest
+from mmvideo.shipped import is_shipped, shipped_names, shipped_path
 
-PACKAGE = 'package://'
 DIFFUSERS_FILES = (
     'diffusion_pytorch_model.safetensors',
     'diffusion_pytorch_model.safetensors.index.json',
@@ -133,7 +132,7 @@ def local_root(source: str | Path) -> Path | None:
         WeightsError: A path or package folder that does not exist.
     """
     text = str(source)
-    if text.startswith(PACKAGE):
+    if is_shipped(text):
         return _package_folder(text)
     path = Path(text).expanduser()
     if path.exists():
@@ -177,15 +176,11 @@ def _plan_local(local: Path, subfolder: str | None, names: list[str]) -> list[Pl
 
 
 def _package_folder(text: str) -> Path:
-    name = text.removeprefix(PACKAGE).strip('/')
-    root = Path(str(importlib.resources.files('mmvideo'))) / 'weights'
-    folder = root / name
-    if not name or '..' in Path(name).parts:
-        raise WeightsError(f'{text!r}: expected {PACKAGE}NAME, with a folder of mmvideo/weights')
+    folder = shipped_path(text)
     if not folder.exists():
-        shipped = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
-        listed = ', '.join(shipped) or 'none'
-        hint = nearest(name, shipped)
+        there = shipped_names()
+        listed = ', '.join(there) or 'none'
+        hint = nearest(folder.name, there)
         raise WeightsError(f'{text!r}: mmvideo ships no such weights.{hint} Shipped: {listed}')
     return folder
 

@@ -35,6 +35,7 @@ from mmvideo.errors import ConfigError, InputError, nearest
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 
+_SAMPLE_SIZE = 64  # latent cells a side, of Stable Diffusion 1.5
 _SHARED_SETTINGS = ('num_inference_steps', 'guidance_scale', 'eta', 'decode_chunk_size')
 
 
@@ -123,7 +124,8 @@ class LatentDiffusion(BaseModel):
     @property
     def default_size(self) -> int:
         """Side of a picture in pixels when a call names none."""
-        return self.unet.sample_size * self.vae_scale
+        size = self.unet.sample_size or _SAMPLE_SIZE
+        return (size if isinstance(size, int) else size[0]) * self.vae_scale
 
     def weight_files(self) -> list[Path]:
         """The files that the weights came from, for a recipe to name."""
@@ -337,6 +339,8 @@ class LatentDiffusion(BaseModel):
             mean, logvar = samples['latents'].chunk(2, dim=1)
             latents = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * torch.randn_like(mean)
             return latents * self.vae.config.scaling_factor
+        if video is None:
+            raise InputError('a batch needs `video`, or `latents` from a cache.')
         frames = video.transpose(1, 2).flatten(0, 1)
         latents = self.vae.encode(frames).latent_dist.sample().float()
         latents = latents.unflatten(0, (video.shape[0], -1)).transpose(1, 2)

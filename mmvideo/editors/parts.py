@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def build_unet(
     unet: Mapping[str, Any],
     motion_module: Mapping[str, Any] | None = None,
     in_channels: int | None = None,
-    first_channels: str = 'base',
+    first_channels: Literal['base', 'pia'] = 'base',
 ) -> VideoUNet:
     """Build the denoiser and fill it with every weight that the config names.
 
@@ -96,7 +96,10 @@ def _add_motion(plan: Blueprint, motion_module: Mapping[str, Any]) -> MotionWeig
 
 
 def _widen(
-    plan: Blueprint, in_channels: int, motion: MotionWeights | None, first_channels: str
+    plan: Blueprint,
+    in_channels: int,
+    motion: MotionWeights | None,
+    first_channels: Literal['base', 'pia'],
 ) -> None:
     """Give the first convolution the condition's channels: from the adapter's file, or zero."""
     plan.settings['in_channels'] = in_channels
@@ -174,8 +177,10 @@ def weight_files(parts: Mapping[str, Any]) -> list[Path]:
         if source is None or part.get('type') == 'CLIPTokenizer':
             continue
         root = local_root(source)
-        single = root is not None and root.is_file()
-        found += [root] if single else resolve_weights(source, **where)
+        if root is not None and root.is_file():
+            found.append(root)
+        else:
+            found += resolve_weights(source, **where)
     return list(dict.fromkeys(found))
 
 

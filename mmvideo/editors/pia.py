@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,7 +28,9 @@ class PIA(AnimateDiff):
         kwargs: see ``LatentDiffusion``.
     """
 
-    def __init__(self, condition_module: dict, first_channels: str = 'base', **kwargs: Any) -> None:
+    def __init__(
+        self, condition_module: dict, first_channels: Literal['base', 'pia'] = 'base', **kwargs: Any
+    ) -> None:
         condition = MODELS.build(condition_module)
         # Read while the parent builds the denoiser: plain data, which a module may hold early.
         self.__dict__['_unet_choices'] = dict(
@@ -43,16 +45,12 @@ class PIA(AnimateDiff):
     def infer(
         self,
         prompt: str | Sequence[str],
-        image: Any = None,
         negative_prompt: str | Sequence[str] | None = None,
         video_length: int = 16,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 7.5,
-        strength: float = 1.0,
-        motion_scale: int | str | Sequence[Any] = 0,
-        condition_frame: int = 0,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -60,6 +58,11 @@ class PIA(AnimateDiff):
         num_videos_per_prompt: int = 1,
         decode_chunk_size: int = 16,
         callback: Callable | None = None,
+        *,
+        image: Any = None,
+        strength: float = 1.0,
+        motion_scale: int | str | Sequence[Any] = 0,
+        condition_frame: int = 0,
     ) -> dict[str, Any]:
         """Animate pictures.
 

@@ -83,7 +83,7 @@ class TrainableParams:
     def _groups(self, named: list[tuple[str, nn.Parameter]]) -> list[dict]:
         if not self.paramwise.get('no_decay_1d', False):
             return [dict(params=[p for _, p in named])]
-        groups = [
+        groups: list[dict] = [
             dict(params=[p for _, p in named if p.ndim > 1]),
             dict(params=[p for _, p in named if p.ndim <= 1], weight_decay=0.0),
         ]

@@ -30,6 +30,8 @@ class VideoRunner(Runner):
     schedulers, every random generator, the step and a fingerprint of the config.
     """
 
+    _has_loaded: bool
+
     def load_or_resume(self) -> None:
         """Resume the newest checkpoint of the work dir, or the one named by ``load_from``."""
         if self._has_loaded:
@@ -127,11 +129,14 @@ def load_trained(model: nn.Module, tensors: dict[str, torch.Tensor], source: Pat
 def dump_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
     """An optimizer's state as named tensors, and its groups and scalars as plain data."""
     state = optimizer.state_dict()
-    tensors, scalars = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, Any] = {}
     for index, entries in state['state'].items():
         for key, value in entries.items():
-            kind = tensors if isinstance(value, torch.Tensor) else scalars
-            kind[f'{index}.{key}'] = value
+            if isinstance(value, torch.Tensor):
+                tensors[f'{index}.{key}'] = value
+            else:
+                scalars[f'{index}.{key}'] = value
     return tensors, dict(groups=plain(state['param_groups']), scalars=plain(scalars))
 
 
@@ -148,8 +153,10 @@ def load_optimizer(
 
 def dump_rng() -> tuple[dict[str, torch.Tensor], dict]:
     """The state of every random generator that training draws from."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    tensors = dict(torch=torch.get_rng_state(), numpy=torch.from_numpy(keys.astype(np.int64)))
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    tensors = dict(
+        torch=torch.get_rng_state(), numpy=torch.from_numpy(np.asarray(keys).astype(np.int64))
+    )
     for index, state in enumerate(torch.cuda.get_rng_state_all() if _cuda() else []):
         tensors[f'cuda{index}'] = state
     version, internal, gauss = random.getstate()

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmvideo.checkpoints import sources
+from mmvideo import shipped
 from mmvideo.checkpoints.files import write_tensors
 from mmvideo.checkpoints.load import load_into, read_part, without_weights
 from mmvideo.checkpoints.parts import clip_text_tensors, vae_tensors
 from mmvideo.checkpoints.save import save_part, write_json
 from mmvideo.checkpoints.sources import plan, resolve, resolve_weights, with_variant
-from mmvideo.errors import WeightsError
+from mmvideo.errors import UserError, WeightsError
 
 MODEL = 'diffusion_pytorch_model.safetensors'
 
@@ -165,12 +165,12 @@ def test_misspelt_folders_name_their_neighbour(tmp_path, monkeypatch):
 def test_package_sources(tmp_path, monkeypatch):
     (tmp_path / 'weights' / 'sprites').mkdir(parents=True)
     write_json(tmp_path / 'weights' / 'sprites' / 'config.json', {})
-    monkeypatch.setattr(sources.importlib.resources, 'files', lambda name: tmp_path)
+    monkeypatch.setattr(shipped, 'ROOT', tmp_path / 'weights')
     found = resolve('package://sprites', filenames=('config.json',))
     assert found == tmp_path / 'weights' / 'sprites' / 'config.json'
     with pytest.raises(WeightsError, match="Did you mean 'sprites'.*Shipped: sprites"):
         resolve('package://sprite', filenames=('config.json',))
-    with pytest.raises(WeightsError, match='expected package://NAME'):
+    with pytest.raises(UserError, match='expected package://NAME'):
         resolve('package://../secret', filenames=('config.json',))
 
 

@@ -21,7 +21,7 @@ import os
 import torch
 from mmengine import Config
 
-from mmvideo.apis import save_videos_grid
+from mmvideo.models.editors.animatediff import save_videos_grid
 from mmvideo.registry import MODELS
 from mmvideo.utils import register_all_modules
 

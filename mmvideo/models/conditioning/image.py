@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmvideo.errors import InputError, nearest
+from mmvideo.shipped import is_shipped, shipped_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,7 +47,7 @@ def prepare_condition_image(
     animations and the first page of TIFFs is taken; 16 bit become 8.
 
     Args:
-        image: path of a png, jpeg, webp, bmp, gif or tiff; PIL image; array [H, W] or
+        image: path of a png, jpeg, webp, bmp, gif or tiff, or ``package://PATH``; PIL image; array [H, W] or
             [H, W, 1 | 3 | 4] of uint8, uint16 or float in [0, 1]; tensor [1 | 3 | 4, H, W] of the
             same.
         height: px, a multiple of ``multiple``.
@@ -128,8 +129,9 @@ def _opened(image: Any, name: str) -> Image.Image:
 def _from_file(path: str | Path) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
-    text, path = str(path), Path(path).expanduser()
-    if '://' in text:
+    text = str(path)
+    path = shipped_path(text) if is_shipped(text) else Path(path).expanduser()
+    if '://' in text and not is_shipped(text):
         raise InputError(f'{text} is no file: download the picture and give its path.')
     if not path.is_file():
         raise InputError(_absent(path))

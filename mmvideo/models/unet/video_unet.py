@@ -72,6 +72,9 @@ class VideoUNet(nn.Module):
         ConfigError: naming the setting that cannot be right.
     """
 
+    # The arguments that a builder gave, for an export to write down.
+    settings: dict[str, Any]
+
     def __init__(
         self,
         sample_size: int | Sequence[int] | None = None,
