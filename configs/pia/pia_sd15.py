@@ -15,9 +15,9 @@ model = dict(
     first_channels='pia',
 )
 infer = dict(
-    prompt='a lake between mountains, drifting clouds, rippling water, detailed',
+    prompt='a red rowing boat on the sea, gentle waves, flat illustration',
     negative_prompt='blurry, low quality, distorted, watermark, text',
-    image='package://examples/landscape.png',
+    image='package://examples/boat.png',
     video_length=16,
     motion_scale=1,
     num_inference_steps=25,

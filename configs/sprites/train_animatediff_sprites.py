@@ -25,15 +25,15 @@ train_dataloader = dict(
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
 )
-train_cfg = dict(max_iters=3000)
+train_cfg = dict(max_iters=2000)
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(no_decay_1d=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=2800, eta_min=2e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=1800, eta_min=2e-5),
 ]
 custom_hooks = [
     dict(type='NonFiniteGuard'),
     dict(type='EMAHook', decay=0.998),
-    dict(type='SampleHook', interval=1000, arguments={{_base_.infer}}),
+    dict(type='SampleHook', interval=500, arguments={{_base_.infer}}),
     dict(type='ExportHook', dtype='float16'),
 ]

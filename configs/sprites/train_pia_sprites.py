@@ -43,11 +43,11 @@ train_dataloader = dict(
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
 )
-train_cfg = dict(max_iters=1500)
+train_cfg = dict(max_iters=2000)
 optim_wrapper = dict(optimizer=dict(lr=6e-4), paramwise_cfg=dict(no_decay_1d=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=1300, eta_min=2e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=1800, eta_min=2e-5),
 ]
 custom_hooks = [
     dict(type='NonFiniteGuard'),

@@ -7,23 +7,23 @@ train_dataloader = dict(
     num_workers=0,
     dataset=dict(
         type='CachedLatents',
-        dataset=dict(type='SpriteWorld', length=5000, num_frames=1, style='neon'),
+        dataset=dict(type='SpriteWorld', length=3000, num_frames=1, style='neon'),
         vae={{_base_.model.vae}},
         cache_dir='work_dirs/sprites/cache',
-        num_clips=5000,
+        num_clips=3000,
     ),
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
 )
-train_cfg = dict(max_iters=800)
+train_cfg = dict(max_iters=400)
 optim_wrapper = dict(optimizer=dict(lr=6e-4), paramwise_cfg=dict(no_decay_1d=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, T_max=700, eta_min=2e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, T_max=300, eta_min=2e-5),
 ]
 custom_hooks = [
     dict(type='NonFiniteGuard'),
     dict(type='EMAHook', decay=0.998),
-    dict(type='SampleHook', interval=400, arguments={{_base_.infer}}),
+    dict(type='SampleHook', interval=200, arguments={{_base_.infer}}),
     dict(type='ExportHook', dtype='float16'),
 ]

@@ -325,7 +325,7 @@ class LatentDiffusion(BaseModel):
         timesteps = torch.randint(config.num_train_timesteps, clean.shape[:1], device=clean.device)
         alpha_bar = self.train_scheduler.alphas_cumprod.to(clean.device)[timesteps]
         noisy = self._training_input(add_noise(clean, noise, alpha_bar), data_samples)
-        context = self._training_context(data_samples['caption'])
+        context = self._training_context(given(data_samples, 'caption', 'a text'))
         prediction = self.unet(noisy, timesteps, context)
         kind = config.prediction_type
         target = prediction_target(kind, clean, noise, alpha_bar)
@@ -357,7 +357,7 @@ class LatentDiffusion(BaseModel):
 
     def _predict(self, inputs: torch.Tensor | None, samples: dict) -> list[dict]:
         """Samples for a batch's captions, one dict each, with what metrics compare them to."""
-        captions = list(samples['caption'])
+        captions = list(given(samples, 'caption', 'a text'))
         seeds = [int(i) for i in samples.get('index', range(len(captions)))]
         condition = self._predict_condition(inputs)
         arguments = {**self.predict_arguments, **condition}
@@ -391,3 +391,17 @@ class LatentDiffusion(BaseModel):
 
     def _save_unet(self, folder: Path, dtype: str | None) -> None:
         save_part(folder / 'unet', export_unet_config(self.unet), self.unet, dtype=dtype)
+
+
+def given(data_samples: dict, name: str, what: str) -> Any:
+    """What the dataset's items must have.
+
+    Raises:
+        InputError: they have it not.
+    """
+    if name not in data_samples:
+        raise InputError(
+            f'the dataset gives no {name!r} ({what} for each clip), only '
+            f'{", ".join(sorted(data_samples)) or "frames"}.{nearest(name, data_samples)}'
+        )
+    return data_samples[name]

@@ -9,7 +9,7 @@ import torch
 
 from mmvideo.editors.animatediff import AnimateDiff
 from mmvideo.editors.facts import read_facts
-from mmvideo.editors.latent_diffusion import LatentDiffusion
+from mmvideo.editors.latent_diffusion import LatentDiffusion, given
 from mmvideo.editors.request import Request, Sample, make_samples, spread
 from mmvideo.errors import InputError
 from mmvideo.models.conditioning.affinity import affinity_at_inference
@@ -206,6 +206,6 @@ class PIA(AnimateDiff):
         rows = torch.arange(len(chosen), device=clean.device)
         data_samples['condition_latent'] = clean[rows, :, chosen]
         data_samples['affinity'] = self.condition_module.training_affinity(
-            data_samples['affinity_scores'], chosen
+            given(data_samples, 'affinity_scores', 'every frame against every frame'), chosen
         )
         return LatentDiffusion.loss(self, clean, data_samples)

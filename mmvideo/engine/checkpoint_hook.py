@@ -30,18 +30,18 @@ class CheckpointHook(Hook):
                 raise ConfigError(f'CheckpointHook.{name}={value!r}: expected an integer >= 1.')
         self.interval = interval
         self.keep = max_keep_ckpts
-        self._due = False
+        self._committed: int | None = None
 
-    def after_train_iter(self, runner: Any, batch_idx: int, **kwargs: Any) -> None:
-        """Remember that a commit is due; the step is counted only after all hooks ran."""
-        self._due = (runner.iter + 1) % self.interval == 0
-
-    def before_train_iter(self, runner: Any, batch_idx: int, **kwargs: Any) -> None:
-        """Commit at the step boundary."""
-        if self._due:
-            self._due = False
-            runner.commit(self.keep)
+    def at_step_boundary(self, runner: Any) -> None:
+        """Commit when due: the step is counted, and nothing of the next one is drawn yet."""
+        if runner.iter % self.interval == 0:
+            self._commit(runner)
 
     def after_train(self, runner: Any) -> None:
         """Commit the end of training."""
+        if runner.iter != self._committed:
+            self._commit(runner)
+
+    def _commit(self, runner: Any) -> None:
         runner.commit(self.keep)
+        self._committed = runner.iter

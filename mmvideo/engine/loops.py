@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmengine.runner import BaseLoop, Runner
 
 from mmvideo.errors import ConfigError
@@ -72,6 +73,7 @@ class StepTrainLoop(BaseLoop):
             self.runner.model.train()
             self.run_iter([next(batches) for _ in range(micro)])
             self._validate()
+            self.runner.call_hook('at_step_boundary')
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
@@ -98,7 +100,11 @@ class StepTrainLoop(BaseLoop):
 
     def _batches(self) -> Any:
         while True:
-            yield from self.dataloader
+            # A new iterator draws a seed for its workers, also where there are none. A resumed run
+            # makes one more of them, and must not be moved by it.
+            with torch.random.fork_rng(devices=[]):
+                batches = iter(self.dataloader)
+            yield from batches
 
     def _validate(self) -> None:
         due = self._iter % self.val_interval == 0 or self._iter == self._max_iters

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import all_gather_object, barrier, get_dist_info, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
@@ -32,14 +33,25 @@ class VideoRunner(Runner):
 
     _has_loaded: bool
 
+    @classmethod
+    def from_cfg(cls, cfg: Any) -> Runner:
+        """Build a runner; a checkpoint of another experiment is refused before any weight is read.
+
+        Raises:
+            UserError: naming the key of the config that differs.
+        """
+        if cfg.get('resume') and (folder := to_resume(cfg.work_dir, cfg.get('load_from'))):
+            check_same_experiment(folder, cfg)
+        return super().from_cfg(cfg)
+
     def load_or_resume(self) -> None:
         """Resume the newest checkpoint of the work dir, or the one named by ``load_from``."""
         if self._has_loaded:
             return
         if self._resume:
-            found = [Path(self._load_from)] if self._load_from else checkpoints(self.work_dir)[-1:]
-            if found:
-                self.resume(found[0])
+            folder = to_resume(self.work_dir, self._load_from)
+            if folder:
+                self.resume(folder)
             else:
                 self.logger.info(f'nothing to resume in {self.work_dir}: starting at step 0')
         elif self._load_from:
@@ -55,12 +67,7 @@ class VideoRunner(Runner):
         """
         folder = Path(filename)
         tensors, state = read_commit(folder)
-        difference = config_difference(state['config'], config_summary(self.cfg))
-        if difference:
-            raise UserError(
-                f'{folder} was made by another config: {difference}. '
-                'Use another --work-dir, or load its weights only with load_from.'
-            )
+        check_same_experiment(folder, self.cfg)
         load_trained(self.model, tensors['model'], folder)
         load_optimizer(self.optim_wrapper.optimizer, tensors['optimizer'], state['optimizer'])
         for scheduler, saved in zip(self.param_schedulers or [], state['schedulers'], strict=True):
@@ -70,19 +77,20 @@ class VideoRunner(Runner):
             if isinstance(hook, EMAHook) and 'ema' in tensors:
                 hook.averages = {k: v.to(self._device()) for k, v in tensors['ema'].items()}
         self.train_loop._iter = state['iter']
-        restore_rng(tensors['rng'], state['rng'])
+        self._restore_rng(tensors['rng'], state['rng'])
         self.logger.info(f'resumed {folder} at step {state["iter"]}')
 
     def commit(self, keep: int) -> None:
         """Write ``iter_N`` now (main process; others wait) and keep the newest ``keep``."""
+        generators = all_gather_object(dump_rng())  # every process draws its own noise
         if is_main_process():
-            commit(Path(self.work_dir) / f'iter_{self.iter}', *self._snapshot())
+            commit(Path(self.work_dir) / f'iter_{self.iter}', *self._snapshot(generators))
             prune(Path(self.work_dir), keep)
         barrier()
 
-    def _snapshot(self) -> tuple[dict, dict]:
+    def _snapshot(self, generators: list[tuple[dict, dict]]) -> tuple[dict, dict]:
         optimizer, optimizer_state = dump_optimizer(self.optim_wrapper.optimizer)
-        rng, rng_state = dump_rng()
+        rng = {f'{rank}.{k}': v for rank, (own, _) in enumerate(generators) for k, v in own.items()}
         tensors = dict(model=trained_parameters(self.model), optimizer=optimizer, rng=rng)
         for hook in self.hooks:
             if isinstance(hook, EMAHook):
@@ -91,13 +99,45 @@ class VideoRunner(Runner):
             iter=self.iter,
             optimizer=optimizer_state,
             schedulers=[plain(s.state_dict()) for s in self.param_schedulers or []],
-            rng=rng_state,
+            rng=[plain_state for _, plain_state in generators],
             config=config_summary(self.cfg),
         )
         return tensors, state
 
+    def _restore_rng(self, tensors: dict[str, torch.Tensor], states: list[dict]) -> None:
+        rank, world_size = get_dist_info()
+        if len(states) != world_size:
+            self.logger.warning(
+                f'the checkpoint was made by {len(states)} processes, here are {world_size}: '
+                'random numbers go on differently than in a run that was not stopped'
+            )
+            return
+        start = f'{rank}.'
+        own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+        restore_rng(own, states[rank])
+
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def to_resume(work_dir: str | Path, named: str | Path | None) -> Path | None:
+    """The checkpoint to continue: the one that is named, or the newest of the work dir, if any."""
+    return Path(named) if named else next(reversed(checkpoints(Path(work_dir))), None)
+
+
+def check_same_experiment(folder: Path, cfg: Any) -> None:
+    """Refuse a checkpoint of another config; reads its state, no weights."""
+    try:
+        saved = json.loads((folder / 'state.json').read_text(encoding='utf-8'))['config']
+    except FileNotFoundError:
+        raise WeightsError(f'{folder} is no checkpoint: it has no state.json.') from None
+    except (ValueError, KeyError, TypeError):
+        raise WeightsError(f'{folder}/state.json is damaged: it is no JSON of ours.') from None
+    if difference := config_difference(saved, config_summary(cfg)):
+        raise UserError(
+            f'{folder} was made by another config: {difference}. '
+            'Use another --work-dir, or load its weights only with load_from.'
+        )
 
 
 def trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -152,13 +192,13 @@ def load_optimizer(
 
 
 def dump_rng() -> tuple[dict[str, torch.Tensor], dict]:
-    """The state of every random generator that training draws from."""
+    """The state of every random generator that this process draws from in training."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     tensors = dict(
         torch=torch.get_rng_state(), numpy=torch.from_numpy(np.asarray(keys).astype(np.int64))
     )
-    for index, state in enumerate(torch.cuda.get_rng_state_all() if _cuda() else []):
-        tensors[f'cuda{index}'] = state
+    if _cuda():
+        tensors['cuda'] = torch.cuda.get_rng_state()  # of this process's device
     version, internal, gauss = random.getstate()
     python = [version, list(internal), gauss]
     return tensors, dict(python=python, numpy=[name, position, has_gauss, cached])
@@ -172,8 +212,8 @@ def restore_rng(tensors: dict[str, torch.Tensor], state: dict) -> None:
     np.random.set_state((name, keys, position, has_gauss, cached))
     version, internal, gauss = state['python']
     random.setstate((version, tuple(internal), gauss))
-    if _cuda():
-        torch.cuda.set_rng_state_all([v for k, v in sorted(tensors.items()) if 'cuda' in k])
+    if _cuda() and 'cuda' in tensors:
+        torch.cuda.set_rng_state(tensors['cuda'].cpu())
 
 
 def config_summary(cfg: Any) -> dict:

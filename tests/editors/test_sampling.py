@@ -104,9 +104,7 @@ def test_long_prompts_are_cut_into_chunks_and_lose_nothing(animatediff: Any) -> 
     assert tokenizer.decode(words).split() == LONG.split()
     states = encode_prompts(tokenizer, animatediff.text_encoder, [LONG])
     assert states.shape == (1, 36, 16)
-    parts = [
-        animatediff.text_encoder(torch.tensor([chunk])).last_hidden_state for chunk in chunks
-    ]
+    parts = [animatediff.text_encoder(torch.tensor([chunk])).last_hidden_state for chunk in chunks]
     assert distance(states, torch.cat(parts, 1)) <= 1e-6
 
 
@@ -205,9 +203,7 @@ def test_every_sample_starts_from_its_own_noised_picture(pia: Any) -> None:
 
 
 @pytest.mark.parametrize(('strength', 'steps'), [(1.0, 5), (0.6, 3), (0.2, 1)])
-def test_strength_shortens_the_sampling(
-    pia: Any, calls: list, strength: float, steps: int
-) -> None:
+def test_strength_shortens_the_sampling(pia: Any, calls: list, strength: float, steps: int) -> None:
     make(pia, 'a car', image=pictures(1)[0], seed=0, strength=strength, num_inference_steps=5)
     assert len(calls) == steps
 
@@ -291,9 +287,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(('change', 'message'), REFUSED, ids=[next(iter(c)) for c, _ in REFUSED])
-def test_refused_before_any_work(
-    animatediff: Any, calls: list, change: dict, message: str
-) -> None:
+def test_refused_before_any_work(animatediff: Any, calls: list, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(animatediff, **{'prompt': 'a car', **change})
     assert calls == []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmvideo.checkpoints.motion import read_motion
 from mmvideo.diffusion.objective import min_snr_weights, prediction_target
-from mmvideo.errors import ConfigError
+from mmvideo.errors import ConfigError, InputError
 from mmvideo.registry import MODELS
 
 CAPTIONS = ['a red fish', 'a blue car', 'a car', 'a fish']
@@ -121,8 +121,7 @@ def test_pia_draws_its_condition_frame_from_the_whole_clip(
 
     def keep(latents: Tensor, condition: Tensor, affinity: Tensor) -> Tensor:
         frames = [
-            next(t for t in range(4) if torch.equal(clean[n, :, t], condition[n]))
-            for n in range(4)
+            next(t for t in range(4) if torch.equal(clean[n, :, t], condition[n])) for n in range(4)
         ]
         assert all(affinity[n, t] == 1 for n, t in enumerate(frames))
         drawn.append(frames)
@@ -236,3 +235,12 @@ def test_a_whole_exported_unet_is_read_back(
     again.vae.load_state_dict(editor.vae.state_dict())
     arguments = dict(prompt='a red fish', num_inference_steps=2, seed=0)
     assert torch.equal(editor.infer(**arguments)['samples'], again.infer(**arguments)['samples'])
+
+
+def test_what_the_dataset_lacks_is_named(build: Callable) -> None:
+    samples = dict(latents=clips(1).repeat(1, 2, 1, 1, 1), captions=['a red fish'])
+    with pytest.raises(InputError, match="no 'caption'.*Did you mean 'captions'"):
+        build('AnimateDiff')(None, samples, mode='loss')
+    config = dict(type='PIACondition', statistics='webvid')
+    with pytest.raises(InputError, match="no 'affinity_scores'"):
+        build('PIA', condition_module=config)(None, dict(samples, caption=['a']), mode='loss')

@@ -101,14 +101,20 @@ def test_killed_and_resumed_is_as_if_never_stopped(cached: Path, tmp_path: Path)
 
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The work dir of a run of three steps; nothing can be built after it."""
+    """The work dir of a run of three steps."""
     monkeypatch.chdir(tmp_path)
     train(CONFIG, 'run')
-    monkeypatch.setattr('mmvideo.registry.MODELS.build', None)
     return tmp_path / 'run'
 
 
-def test_another_runs_folder_is_not_written_to(finished: Path) -> None:
+@pytest.fixture
+def unbuildable(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, where no model can be built any more, so none is read before a refusal."""
+    monkeypatch.setattr('mmvideo.registry.MODELS.build', None)
+    return finished
+
+
+def test_another_runs_folder_is_not_written_to(unbuildable: Path) -> None:
     with pytest.raises(UserError, match=r'run holds another run \(iter_3\).*--resume'):
         train(CONFIG, 'run')
 
@@ -123,7 +129,7 @@ def test_another_runs_folder_is_not_written_to(finished: Path) -> None:
     ],
 )
 def test_resuming_with_another_config_is_refused(
-    finished: Path, option: str, message: str
+    unbuildable: Path, option: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         train(CONFIG, 'run', resume=True, cfg_options=[option])

@@ -194,7 +194,9 @@ def test_settings_that_cannot_be_are_refused(runner: Runner, options: dict, mess
 # --- precision and memory -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('name', 'kind'), [('bfloat16', torch.bfloat16), ('float32', torch.float32)])
+@pytest.mark.parametrize(
+    ('name', 'kind'), [('bfloat16', torch.bfloat16), ('float32', torch.float32)]
+)
 def test_precision_of_the_forward_pass(runner: Runner, name: str, kind: torch.dtype) -> None:
     built = runner(optim_wrapper__dtype=name, train_cfg__max_iters=1)
     seen: set[torch.dtype] = set()
@@ -207,9 +209,7 @@ def test_precision_of_the_forward_pass(runner: Runner, name: str, kind: torch.dt
     assert {state['exp_avg'].dtype for state in states} == {torch.float32}
 
 
-def test_bf16_trains_nearly_as_float32(
-    runner: Runner, trained: Callable, same_noise: None
-) -> None:
+def test_bf16_trains_nearly_as_float32(runner: Runner, trained: Callable, same_noise: None) -> None:
     exact = runner()
     start = trained(exact)
     exact.train()

@@ -375,7 +375,9 @@ def test_training_gradients_of_pia(pairs: Callable) -> None:
     chosen = torch.randint(FRAMES, (2,))
     noise_, timesteps = torch.randn_like(clean), torch.randint(1000, (2,))
     scheduler = SCHEDULERS.build(dict(type='DDIMScheduler', **SAMPLERS['DDIMScheduler']))
-    mask = official_affinity(scores, chosen)[:, None, :, None, None].expand(-1, -1, -1, CELLS, CELLS)
+    mask = official_affinity(scores, chosen)[:, None, :, None, None].expand(
+        -1, -1, -1, CELLS, CELLS
+    )
     condition = clean[torch.arange(2), :, chosen].unsqueeze(2).expand_as(clean)
     noisy = torch.cat([scheduler.add_noise(clean, noise_, timesteps), mask, condition], 1)
     reference.zero_grad()
