@@ -60,6 +60,9 @@ def picture(size: int) -> Any:
 
 def run_mmvideo(args: argparse.Namespace, family: str) -> dict[str, float]:
     """One animation through the inferencer."""
+    from diffusers import AutoencoderKL  # noqa: F401 - imports are no part of reading weights
+    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+
     from mmvideo.apis import VideoInferencer
 
     base = str(args.weights / 'sd15')
@@ -90,10 +93,10 @@ def run_diffusers(args: argparse.Namespace, family: str) -> dict[str, float]:
 
     start = time.perf_counter()
     dtype = getattr(torch, args.dtype)
-    adapter = MotionAdapter.from_pretrained(args.weights / ADAPTERS[family], torch_dtype=dtype)
+    adapter = MotionAdapter.from_pretrained(args.weights / ADAPTERS[family], dtype=dtype)
     kind = PIAPipeline if family == 'pia' else AnimateDiffPipeline
     pipeline = kind.from_pretrained(
-        args.weights / 'sd15', motion_adapter=adapter, torch_dtype=dtype, feature_extractor=None
+        args.weights / 'sd15', motion_adapter=adapter, dtype=dtype, feature_extractor=None
     )
     del adapter
     pipeline.scheduler = DDIMScheduler(

@@ -45,7 +45,7 @@ def main() -> int:
             args.config, args.work_dir, args.checkpoint, args.launcher, args.cfg_options, args.out
         )
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print('error:', ' '.join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

@@ -47,7 +47,7 @@ def main() -> int:
     try:
         train(args.config, args.work_dir, args.resume, args.launcher, args.cfg_options)
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print('error:', ' '.join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('interrupted: continue with --resume', file=sys.stderr)

@@ -49,7 +49,7 @@ def main() -> int:
     try:
         train_family(args.out, args.work_dir, args.stages, args.steps_scale)
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print('error:', ' '.join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('interrupted: the same command continues', file=sys.stderr)

@@ -115,8 +115,12 @@ def _runner(cfg: Config) -> Iterator[Any]:
     _start_gloo_without_gpu(cfg)
     try:
         yield VideoRunner.from_cfg(cfg)
+        # Rank 0 may still be writing; without this, the others end and take it down.
+        if _distributed():
+            torch.distributed.barrier()
     finally:
-        _finish_distributed()
+        if _distributed():
+            torch.distributed.destroy_process_group()
 
 
 def _start_gloo_without_gpu(cfg: Config) -> None:
@@ -131,7 +135,5 @@ def _start_gloo_without_gpu(cfg: Config) -> None:
         )
 
 
-def _finish_distributed() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -23,7 +23,7 @@ from mmvideo.diffusion.objective import (
 from mmvideo.diffusion.sampling import guide, sample
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.parts import build_unet, export_unet_config, weight_files
-from mmvideo.editors.preprocessor import build_preprocessor
+from mmvideo.editors.preprocessor import build_preprocessor, given
 from mmvideo.editors.request import (
     Request,
     Sample,
@@ -88,6 +88,7 @@ class LatentDiffusion(BaseModel):
         self._parts = dict(
             vae=vae, text_encoder=text_encoder, unet=unet, motion_module=motion_module
         )
+        weight_files(self._parts)  # a missing file is found before another is read
         self.scheduler = SCHEDULERS.build(scheduler)
         self.train_scheduler = SCHEDULERS.build(train_scheduler or scheduler)
         self.tokenizer = TOKENIZERS.build(tokenizer)
@@ -287,7 +288,7 @@ class LatentDiffusion(BaseModel):
         return latents
 
     def decode(self, latents: torch.Tensor, chunk_size: int = 16) -> torch.Tensor:
-        """Latents [N, C, T, H, W] to pictures in [0, 1], float32 on the CPU, by chunks of frames."""
+        """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, by chunks of frames."""
         frames = latents.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
         frames = frames / self.vae.config.scaling_factor
         decoded = [
@@ -391,17 +392,3 @@ class LatentDiffusion(BaseModel):
 
     def _save_unet(self, folder: Path, dtype: str | None) -> None:
         save_part(folder / 'unet', export_unet_config(self.unet), self.unet, dtype=dtype)
-
-
-def given(data_samples: dict, name: str, what: str) -> Any:
-    """What the dataset's items must have.
-
-    Raises:
-        InputError: they have it not.
-    """
-    if name not in data_samples:
-        raise InputError(
-            f'the dataset gives no {name!r} ({what} for each clip), only '
-            f'{", ".join(sorted(data_samples)) or "frames"}.{nearest(name, data_samples)}'
-        )
-    return data_samples[name]

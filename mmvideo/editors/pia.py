@@ -9,7 +9,8 @@ import torch
 
 from mmvideo.editors.animatediff import AnimateDiff
 from mmvideo.editors.facts import read_facts
-from mmvideo.editors.latent_diffusion import LatentDiffusion, given
+from mmvideo.editors.latent_diffusion import LatentDiffusion
+from mmvideo.editors.preprocessor import given
 from mmvideo.editors.request import Request, Sample, make_samples, spread
 from mmvideo.errors import InputError
 from mmvideo.models.conditioning.affinity import affinity_at_inference

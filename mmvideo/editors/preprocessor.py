@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from mmengine.model import BaseDataPreprocessor
 
+from mmvideo.errors import InputError, nearest
 from mmvideo.registry import MODELS
 
 
@@ -42,3 +43,17 @@ def build_preprocessor(config: dict | None) -> BaseDataPreprocessor:
 def to_model_range(video: torch.Tensor) -> torch.Tensor:
     """uint8 0..255 to float -1..1."""
     return video.float().div_(127.5).sub_(1.0)
+
+
+def given(data_samples: dict, name: str, what: str) -> Any:
+    """What the dataset's items must have.
+
+    Raises:
+        InputError: they have it not.
+    """
+    if name not in data_samples:
+        raise InputError(
+            f'the dataset gives no {name!r} ({what} for each clip), only '
+            f'{", ".join(sorted(data_samples)) or "frames"}.{nearest(name, data_samples)}'
+        )
+    return data_samples[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,8 +29,7 @@ class StepTrainLoop(BaseLoop):
     def __init__(
         self, runner: Runner, dataloader: Any, max_iters: int, val_interval: int | None = None
     ) -> None:
-        if not isinstance(max_iters, int) or max_iters < 1:
-            raise ConfigError(f'train_cfg.max_iters={max_iters!r}: expected an integer >= 1.')
+        self.check(dict(max_iters=max_iters, val_interval=val_interval))
         super().__init__(runner, dataloader)
         self._max_iters = max_iters
         self.val_interval = val_interval or max_iters
@@ -38,6 +38,16 @@ class StepTrainLoop(BaseLoop):
         self._epoch = 0
         self._max_epochs = 1
         self.stop_training = False
+
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None:
+        """Refuse settings that cannot be; ``val_interval`` may be absent or None."""
+        for name in ('max_iters', 'val_interval'):
+            value = settings.get(name)
+            if name == 'val_interval' and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f'train_cfg.{name}={value!r}: expected an integer >= 1.')
 
     @property
     def max_epochs(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,13 +30,19 @@ class AutocastOptimWrapper(OptimWrapper):
     """
 
     def __init__(self, dtype: str = 'bfloat16', **kwargs: Any) -> None:
+        self.check(dict(dtype=dtype))
+        super().__init__(**kwargs)
+        self.dtype = PRECISIONS[dtype]
+
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None:
+        """Refuse a precision that there is not."""
+        dtype = settings.get('dtype', 'bfloat16')
         if dtype not in PRECISIONS:
             raise ConfigError(
                 f'optim_wrapper.dtype={dtype!r}: expected one of {sorted(PRECISIONS)}.'
                 + nearest(dtype, PRECISIONS)
             )
-        super().__init__(**kwargs)
-        self.dtype = PRECISIONS[dtype]
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from mmvideo.checkpoints.commit import checkpoints, commit, prune, read_commit
 from mmvideo.engine.ema import EMAHook
+from mmvideo.engine.precheck import check_training
 from mmvideo.errors import UserError, WeightsError
 from mmvideo.registry import RUNNERS
 
@@ -35,11 +36,14 @@ class VideoRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Any) -> Runner:
-        """Build a runner; a checkpoint of another experiment is refused before any weight is read.
+        """Build a runner; what cannot be is refused before any weight is read.
 
         Raises:
-            UserError: naming the key of the config that differs.
+            UserError: naming the setting that a part refuses, or, when resuming, the key in which
+                the checkpoint's config differs.
         """
+        if cfg.get('train_cfg') is not None:
+            check_training(cfg)
         if cfg.get('resume') and (folder := to_resume(cfg.work_dir, cfg.get('load_from'))):
             check_same_experiment(folder, cfg)
         return super().from_cfg(cfg)

@@ -1,0 +1,48 @@
+"""What a config's training parts refuse, asked before any weight is read.
+
+MMEngine's runner builds the model first, so a mistake in the dataset or the loop would be found
+only after minutes of reading.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from mmvideo.registry import DATASETS, HOOKS, LOOPS, OPTIM_WRAPPERS
+
+
+def check_training(cfg: Any) -> None:
+    """Let loop, optimizer wrapper, hooks and dataset of a config check their settings.
+
+    Raises:
+        UserError: of the part that refuses.
+    """
+    _ask(LOOPS, cfg.get('train_cfg'))
+    _ask(OPTIM_WRAPPERS, cfg.get('optim_wrapper'))
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    for hook in hooks:
+        if isinstance(hook, Mapping):
+            HOOKS.build(copy.deepcopy(hook))
+    check_dataset((cfg.get('train_dataloader') or {}).get('dataset'))
+
+
+def check_dataset(dataset: Any) -> None:
+    """Build a dataset once for its checks; of one around another, such as a cache, the inner one:
+    the cache itself would encode its clips."""
+    if not isinstance(dataset, Mapping):
+        return
+    if isinstance(dataset.get('dataset'), Mapping):
+        check_dataset(dataset['dataset'])
+    else:
+        DATASETS.build(copy.deepcopy(dataset))
+
+
+def _ask(registry: Any, part: Any) -> None:
+    """Call the ``check`` of a part's class, where it has one, with the part's settings."""
+    if not isinstance(part, Mapping) or 'type' not in part:
+        return
+    check = getattr(registry.get(part['type']), 'check', None)
+    if check is not None:
+        check(part)
