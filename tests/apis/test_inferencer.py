@@ -13,9 +13,9 @@ from mmengine import Config
 from PIL import Image
 
 from mmvideo.apis import VideoInferencer, read_recipe
-from mmvideo.media.writers import to_frames
 from mmvideo.config import load_config
 from mmvideo.errors import ConfigError, InputError, UserError, WeightsError
+from mmvideo.media.writers import to_frames
 
 CONFIG = Path(__file__).with_name('tiny_pia.py')
 

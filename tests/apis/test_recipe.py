@@ -13,6 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from mmvideo.apis import images
+from mmvideo.errors import InputError, UserError, WeightsError
 from mmvideo.media.recipe import (
     DEPTH_LIMIT,
     FORMAT,
@@ -26,7 +27,6 @@ from mmvideo.media.recipe import (
     weight_entries,
 )
 from mmvideo.media.writers import write_video
-from mmvideo.errors import InputError, UserError, WeightsError
 from mmvideo.models.conditioning.image import prepare_condition_image
 
 

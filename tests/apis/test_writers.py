@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from mmvideo.errors import InputError
 from mmvideo.media.recipe import FORMAT, read_recipe
 from mmvideo.media.writers import (
     check_output,
@@ -25,7 +26,6 @@ from mmvideo.media.writers import (
     to_frames,
     write_video,
 )
-from mmvideo.errors import InputError
 
 SIZES = [(64, 64), (63, 65), (64, 65), (33, 47)]
 

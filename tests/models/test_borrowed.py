@@ -157,7 +157,7 @@ def test_text_encoder_inside_a_whole_clip(tmp_path):
 def test_missing_weights_are_never_drawn(tmp_path):
     encoder = build_text_encoder(**TEXT)
     save_part(tmp_path, encoder.config.to_dict(), encoder)
-    config, tensors = read_part(str(tmp_path))
+    _, tensors = read_part(str(tmp_path))
     lost = sorted(tensors)[0]
     del tensors[lost]
     write_tensors(tmp_path / 'model.safetensors', tensors)
