@@ -3,7 +3,7 @@ _base_ = '../_base_/sprites.py'
 
 model = dict(
     type='PIA',
-    unet=dict(subfolder='unet_pia', resnet_norm_scope='frame'),
+    unet=dict(resnet_norm_scope='frame'),
     motion_module=dict(
         type='MotionModule',
         from_pretrained='package://sprites',

@@ -21,16 +21,13 @@ affinity_maximum = [
     37.007,
 ]
 model = dict(
-    unet=dict(subfolder='unet'),
     motion_module=dict(subfolder='motion_adapter'),
     # Measured by: python tools/affinity_stats.py configs/sprites/train_pia_sprites.py --clips 1500
     condition_module=dict(
         condition_dropout=0.1,
         statistics=dict(minimum=[0.0] * 16, maximum=affinity_maximum),
     ),
-    # The paper trains the motion modules and conv_in; with 48 channels the frozen layers behind it
-    # did not carry the picture through in 1000 steps, so here all of the denoiser learns.
-    trainable=['^unet'],
+    trainable=['motion_modules', r'^unet\.conv_in'],
 )
 train_dataloader = dict(
     batch_size=2,
@@ -46,11 +43,11 @@ train_dataloader = dict(
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
 )
-train_cfg = dict(max_iters=1200)
-optim_wrapper = dict(optimizer=dict(lr=8e-4), paramwise_cfg=dict(no_decay_1d=True))
+train_cfg = dict(max_iters=2000)
+optim_wrapper = dict(optimizer=dict(lr=6e-4), paramwise_cfg=dict(no_decay_1d=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, T_max=1100, eta_min=2e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, T_max=1900, eta_min=2e-5),
 ]
 custom_hooks = [
     dict(type='NonFiniteGuard'),

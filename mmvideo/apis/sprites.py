@@ -51,7 +51,7 @@ STAGES = {
     'pia': Stage(
         'train_pia_sprites.py',
         (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module'),
-        {'motion_adapter': 'pia', 'unet': 'unet_pia'},
+        {'motion_adapter': 'pia'},
     ),
     'neon': Stage(
         'train_t2i_sprites_neon.py', (*_LATENTS, *_TEXT, 'model.unet'), {'unet': 'unet_neon'}

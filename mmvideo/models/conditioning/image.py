@@ -48,8 +48,8 @@ def prepare_condition_image(
 
     Args:
         image: path of a png, jpeg, webp, bmp, gif or tiff, or ``package://PATH``; PIL image; array
-            [H, W] or [H, W, 1 | 3 | 4] of uint8, uint16 or float in [0, 1]; tensor [1 | 3 | 4, H, W] of the
-            same.
+            [H, W] or [H, W, 1 | 3 | 4] of uint8, uint16 or float in [0, 1]; tensor
+            [1 | 3 | 4, H, W] of the same.
         height: px, a multiple of ``multiple``.
         width: px, likewise.
         multiple: pixels of one latent.
