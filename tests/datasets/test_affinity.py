@@ -236,6 +236,11 @@ def test_tool_help_has_examples() -> None:
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='signals')
+def heed_interrupts() -> None:
+    # A test run in a shell's background inherits that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_tool_leaves_nothing(tmp_path) -> None:
     config = tmp_path / 'clips.py'
     config.write_text(CONFIG.format(length=1_000_000))
@@ -249,6 +254,7 @@ def test_interrupted_tool_leaves_nothing(tmp_path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=_environment(),
+        preexec_fn=heed_interrupts,
     )
     time.sleep(8)
     process.send_signal(signal.SIGINT)
