@@ -158,7 +158,8 @@ def test_mistakes_are_one_line_and_exit_code_2(
 def test_a_mistake_in_a_process(tmp_path: Path) -> None:
     before = os.times().children_user
     done = infer(tmp_path, TINY, '--motion-scale', 'smal')
-    # Seconds of processor time; a busy machine needs more of it than a free one.
+    # Seconds of processor time. About 7 on a free machine, above the 5 that are wanted: importing
+    # MMEngine's optimizers imports transformers and peft.
     assert os.times().children_user - before < 15
     assert (done.returncode, done.stdout) == (2, '')
     assert len(done.stderr.splitlines()) == 1 and 'Traceback' not in done.stderr
