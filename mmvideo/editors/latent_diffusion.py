@@ -54,6 +54,7 @@ class LatentDiffusion(BaseModel):
             ``text_encoder...``); a parameter is trained when one matches.
         caption_dropout: probability, per sample, of training without its caption.
         min_snr_gamma: None for the plain mean squared error.
+        timestep_range: training draws its timesteps from ``[first, last)``; None is all of them.
         predict: arguments of ``infer`` when a runner tests or validates.
         data_preprocessor: see ``VideoPreprocessor``.
     """
@@ -81,6 +82,7 @@ class LatentDiffusion(BaseModel):
         trainable: Sequence[str] = (),
         caption_dropout: float = 0.1,
         min_snr_gamma: float | None = None,
+        timestep_range: Sequence[int] | None = None,
         predict: dict | None = None,
         data_preprocessor: dict | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class LatentDiffusion(BaseModel):
         self.unet = build_unet(unet, motion_module, **self._unet_options())
         self.caption_dropout = caption_dropout
         self.min_snr_gamma = min_snr_gamma
+        self.timestep_range = self._check_timestep_range(timestep_range)
         self.predict_arguments = dict(predict or {})
         self._check_prediction_type()
         self.set_trainable(trainable)
@@ -151,6 +154,20 @@ class LatentDiffusion(BaseModel):
         kind = self.scheduler.config.prediction_type
         if kind not in PREDICTION_TYPES:
             raise ConfigError(f'scheduler.prediction_type={kind!r}: expected {PREDICTION_TYPES}.')
+
+    def _check_timestep_range(self, given: Sequence[int] | None) -> tuple[int, int]:
+        count = self.train_scheduler.config.num_train_timesteps
+        if given is None:
+            return (0, count)
+        bounds = tuple(given)
+        if len(bounds) != 2 or not all(isinstance(bound, int) for bound in bounds):
+            raise ConfigError(f'model.timestep_range={given!r}: expected two integers.')
+        first, last = bounds
+        if not 0 <= first < last <= count:
+            raise ConfigError(
+                f'model.timestep_range={given!r}: expected 0 <= first < last <= {count}.'
+            )
+        return (first, last)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Training mode for the denoiser; the VAE and a frozen text encoder stay as they are."""
@@ -323,7 +340,7 @@ class LatentDiffusion(BaseModel):
         """The denoising loss for clean latents [N, C, T, H, W] (Ho et al. 2020, algorithm 1)."""
         config = self.train_scheduler.config
         noise = torch.randn_like(clean)
-        timesteps = torch.randint(config.num_train_timesteps, clean.shape[:1], device=clean.device)
+        timesteps = torch.randint(*self.timestep_range, clean.shape[:1], device=clean.device)
         alpha_bar = self.train_scheduler.alphas_cumprod.to(clean.device)[timesteps]
         noisy = self._training_input(add_noise(clean, noise, alpha_bar), data_samples)
         context = self._training_context(given(data_samples, 'caption', 'a text'))
