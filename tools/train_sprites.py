@@ -12,11 +12,11 @@ was interrupted goes on, so the same command can be repeated.
 
 examples:
   python tools/train_sprites.py --out work_dirs/sprites/weights
-  python tools/train_sprites.py --out w --stages vae t2i --steps-scale 0.1
+  python tools/train_sprites.py --out w --stages vae t2i_near --steps-scale 0.1
   python tools/infer.py configs/sprites/pia_sprites.py --cfg-options \\
       model.motion_module.from_pretrained=work_dirs/sprites/weights
 """
-STAGES = ('vae', 't2i', 'animatediff', 'pia', 'neon')
+STAGES = ('vae', 't2i_near', 't2i', 'animatediff', 'pia', 'neon')
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--steps-scale', type=float, default=1.0, metavar='X',
-        help='multiply the steps of every stage, for a trial',
+        help='multiply steps and clips of every stage, for a trial',
     )  # fmt: skip
     return parser.parse_args()
 

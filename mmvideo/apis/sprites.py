@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmengine.config import Config
+
 from mmvideo.checkpoints.files import sha256, write_text
 from mmvideo.config import load_config
 from mmvideo.errors import InputError, UserError
@@ -36,13 +38,11 @@ class Stage:
 
 _TEXT = ('model.text_encoder', 'model.tokenizer')
 _LATENTS = ('model.vae', 'train_dataloader.dataset.vae')
+_T2I = {'unet': 'unet', 'text_encoder': 'text_encoder', 'tokenizer': 'tokenizer'}
 STAGES = {
     'vae': Stage('train_vae_sprites.py', (), {'vae': 'vae'}),
-    't2i': Stage(
-        'train_t2i_sprites.py',
-        _LATENTS,
-        {'unet': 'unet', 'text_encoder': 'text_encoder', 'tokenizer': 'tokenizer'},
-    ),
+    't2i_near': Stage('train_t2i_sprites_near.py', _LATENTS, _T2I),
+    't2i': Stage('train_t2i_sprites.py', (*_LATENTS, *_TEXT, 'model.unet'), _T2I),
     'animatediff': Stage(
         'train_animatediff_sprites.py',
         (*_LATENTS, *_TEXT, 'model.unet'),
@@ -68,7 +68,7 @@ def train_family(
         out: the family's folder, as ``package://sprites`` is.
         work_dir: checkpoints and logs, one folder a stage.
         stages: names of ``STAGES``.
-        steps_scale: factor on every stage's steps.
+        steps_scale: factor on every stage's steps, and on the clips that it caches.
 
     Raises:
         UserError: a stage failed, or lacks the weights of an earlier one.
@@ -85,21 +85,33 @@ def _train_stage(name: str, out: Path, work_dir: Path, steps_scale: float) -> No
     stage = STAGES[name]
     config = ROOT / 'configs/sprites' / stage.config
     folder = work_dir / name
-    steps = max(1, round(load_config(config).train_cfg.max_iters * steps_scale))
+    cfg = load_config(config)
+    steps = _scaled(cfg.train_cfg.max_iters, steps_scale)
     begin = time.monotonic()
     if not (folder / 'export').is_dir():
-        _run(config, folder, _options(stage, out, steps, steps_scale))
+        options = [f'{key}.from_pretrained={out}' for key in stage.sources]
+        if steps_scale != 1:
+            options += _trial(cfg, steps_scale)
+        _run(config, folder, options)
     for exported, part in stage.parts.items():
         _install(folder / 'export' / exported, out / part)
     _note(out, name, stage, steps, time.monotonic() - begin)
     print(f'{name}: {steps} steps in {(time.monotonic() - begin) / 60:.1f} minutes', flush=True)
 
 
-def _options(stage: Stage, out: Path, steps: int, steps_scale: float) -> list[str]:
-    options = [f'{key}.from_pretrained={out}' for key in stage.sources]
-    if steps_scale != 1:
-        # A trial is too short for a warm-up and a decay of its own.
-        options += [f'train_cfg.max_iters={steps}', 'param_scheduler=[]']
+def _scaled(number: int, scale: float) -> int:
+    return max(1, round(number * scale))
+
+
+def _trial(cfg: Config, scale: float) -> list[str]:
+    """Options of a shorter training: fewer steps, and fewer clips to encode before the first."""
+    # It is too short for a warm-up and a decay of its own.
+    options = [f'train_cfg.max_iters={_scaled(cfg.train_cfg.max_iters, scale)}']
+    options.append('param_scheduler=[]')
+    loader = cfg.train_dataloader
+    if 'num_clips' in loader.dataset:
+        clips = max(loader.batch_size, _scaled(loader.dataset.num_clips, scale))
+        options.append(f'train_dataloader.dataset.num_clips={clips}')
     return options
 
 
@@ -128,11 +140,14 @@ def _note(out: Path, name: str, stage: Stage, steps: int, seconds: float) -> Non
     path = out / MANIFEST
     manifest = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {'stages': {}}
     files = [f for part in stage.parts.values() for f in sorted((out / part).glob('*.safetensors'))]
+    made = {str(f.relative_to(out)): sha256(f) for f in files}
+    for earlier in manifest['stages'].values():  # what this stage trained on is replaced by it
+        earlier['files'] = {k: v for k, v in earlier['files'].items() if k not in made}
     manifest['stages'][name] = dict(
         config=f'configs/sprites/{stage.config}',
         steps=steps,
         minutes=round(seconds / 60, 1),
-        files={str(f.relative_to(out)): sha256(f) for f in files},
+        files=made,
     )
     manifest['licence'] = 'Apache-2.0'
     write_text(path, json.dumps(manifest, indent=2) + '\n')

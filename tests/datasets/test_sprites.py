@@ -32,6 +32,7 @@ from mmvideo.datasets.sprites import (
 )
 from mmvideo.datasets.sprites.shapes import extent
 from mmvideo.datasets.sprites.world import reach, sprite_weights
+from mmvideo.evaluation.sprite_tracking import track
 from mmvideo.registry import DATASETS
 
 CENTRE = (32.0, 32.0)
@@ -93,6 +94,7 @@ def test_a_tenth_of_the_triples_is_held_out_and_every_pair_is_trained():
         ({'size': 16}, '32 to 512'),
         ({'num_frames': 0}, 'num_frames'),
         ({'seed': -1}, 'seed'),
+        ({'spread': 1.5}, 'spread is 0 to 1'),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -105,6 +107,17 @@ def test_index_out_of_range():
     with pytest.raises(IndexError):
         world[2]
     assert world[-1]['scene'] == world[1]['scene']
+
+
+def test_spread_draws_positions_towards_the_middle():
+    centres = [
+        track(SpriteWorld(length=4, num_frames=2, spread=spread)[2]['video'].movedim(1, 3).numpy())
+        for spread in (1.0, 0.5, 0.0)
+    ]
+    far, near, middle = (found.positions - 32 for found in centres)
+    assert np.abs(far).max() > 4
+    np.testing.assert_allclose(near, far / 2, atol=0.5)
+    np.testing.assert_allclose(middle, 0, atol=0.5)
 
 
 def test_single_frames_are_moments_of_a_clip():
@@ -185,7 +198,7 @@ def test_headings_mirror_and_turn(kind, style):
     assert np.abs(left - right).sum() > 0.3 * right[..., -1].sum()
 
 
-@pytest.mark.parametrize('paths', ['steady', 'varied'])
+@pytest.mark.parametrize('paths', ['steady', 'varied', 'centred'])
 @pytest.mark.parametrize('frames', [8, 16, 40])
 def test_bodies_stay_inside_the_frame(paths, frames):
     rng = np.random.default_rng(0)
@@ -217,6 +230,15 @@ def test_steady_paths_have_constant_velocity_along_the_heading():
     scene = sample_scene(np.random.default_rng(4), heading='up', pace='fast')
     steps = np.diff(path(scene, 16), axis=0)
     assert np.allclose(steps, steps[0]) and steps[0, 1] < -1.4 and steps[0, 0] == 0
+
+
+def test_centred_paths_have_their_middle_in_the_middle():
+    rng = np.random.default_rng(2)
+    for heading in HEADINGS:
+        scene = sample_scene(rng, paths='centred', heading=heading, pace='fast')
+        first, *_, last = path(scene, 16)
+        np.testing.assert_allclose((first + last) / 2, [32, 32], atol=1)  # noses are no tails
+        assert (last - first) @ np.array(HEADINGS[heading]) > 20
 
 
 def test_varied_paths_move_freely_of_the_pace():

@@ -27,7 +27,7 @@ HEADINGS: dict[str, tuple[int, int]] = {
 # Displacement over the 15 intervals of a 16-frame clip.
 PACES: dict[str, float] = {'still': 0.0, 'slow': 8.0, 'steady': 16.0, 'fast': 26.0}
 CLIP_INTERVALS = 15
-PATHS = ('steady', 'varied')
+PATHS = ('steady', 'varied', 'centred')
 COURSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     'straight': lambda s: s,
     'ease': lambda s: s * s * (3 - 2 * s),
@@ -100,11 +100,17 @@ def _room(kind: str, heading: str, style: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def place_start(
-    rng: np.random.Generator, kind: str, heading: str, style: str, travel: float, tail: float = 0.0
+    share: Sequence[float],
+    kind: str,
+    heading: str,
+    style: str,
+    travel: float,
+    tail: float = 0.0,
 ) -> tuple[tuple[float, float], float]:
-    """A uniform start from which the body stays inside, and the travel cut to what fits.
+    """A start from which the body stays inside, and the travel cut to what fits.
 
-    ``tail`` keeps so much more room behind the sprite, as far as there is any.
+    ``share`` says where in the room that there is, 0 to 1 along x and along y. ``tail`` keeps so
+    much more room behind the sprite, as far as there is any.
     """
     low, high = _room(kind, heading, style)
     step = np.asarray(HEADINGS[heading])
@@ -113,15 +119,15 @@ def place_start(
     tail = min(tail, float(high[axis] - low[axis]) - travel)
     low, high = low + np.maximum(-step, 0) * travel, high - np.maximum(step, 0) * travel
     low, high = low + np.maximum(step, 0) * tail, high - np.maximum(-step, 0) * tail
-    start = low + rng.random(2) * np.maximum(high - low, 0)
+    start = low + np.asarray(share) * np.maximum(high - low, 0)
     return (float(start[0]), float(start[1])), travel
 
 
 def draw_motion(rng: np.random.Generator, pace: str, frames: int, paths: str) -> tuple[float, str]:
-    """Draw (travel, course): tied to the pace for 'steady' paths, free of it for 'varied' ones."""
+    """Draw (travel, course): free of the pace for 'varied' paths, tied to it for all others."""
     intervals = max(frames - 1, 1) if frames > 1 else CLIP_INTERVALS
     usual = PACES[pace] * rng.uniform(0.9, 1.1)
-    if paths == 'steady':
+    if paths != 'varied':
         return usual * intervals / CLIP_INTERVALS, 'straight'
     if pace == 'still' and rng.random() < 0.5:
         usual = PACES['steady']
@@ -153,8 +159,9 @@ def sample_scene(
     scene = Scene(**drawn, style=style)  # type: ignore[arg-type]
     travel, course = draw_motion(rng, drawn['pace'], frames, paths)
     # Half of the streaks at least must show in the first frame: nothing else tells the pace.
-    tail = STREAKS[drawn['pace']][1] * 0.5 + 1.0
-    start, travel = place_start(rng, drawn['kind'], drawn['heading'], style, travel, tail)
+    tail = 0.0 if paths == 'centred' else STREAKS[drawn['pace']][1] * 0.5 + 1.0
+    share = (0.5, 0.5) if paths == 'centred' else rng.random(2)
+    start, travel = place_start(share, drawn['kind'], drawn['heading'], style, travel, tail)
     return replace(scene, start=start, travel=travel, course=course)
 
 
