@@ -40,7 +40,10 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=('mmvideo', 'mmvideo.*')),
     package_data={
-        'mmvideo': [f'weights/**/*.{suffix}' for suffix in ('safetensors', 'json', 'txt', 'png')]
+        'mmvideo': [
+            'checkpoints/catalog.json',
+            *(f'weights/**/*.{suffix}' for suffix in ('safetensors', 'json', 'txt', 'png')),
+        ]
     },
     install_requires=read_requirements('runtime'),
     extras_require=extras,

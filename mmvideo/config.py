@@ -124,7 +124,8 @@ def apply_options(cfg: Config, options: Mapping[str, Any], source: str = 'config
             target[_index(target, last, where)] = _adopted(value)
             continue
         _check_last(cfg, parents, target, last, where)
-        if isinstance(value, Mapping) and 'type' not in value and target.get(last):
+        there = target.get(last)
+        if isinstance(value, Mapping) and 'type' not in value and isinstance(there, Mapping):
             apply_options(cfg, {f'{dotted}.{k}': v for k, v in value.items()}, source)
         else:
             target[last] = _adopted(value)

@@ -85,8 +85,14 @@ PART_NAMES = {
 # A part that an editor fills from a checkpoint, whatever the part's own constructor takes.
 SOURCE_KEYS = ('from_pretrained', 'subfolder', 'variant', 'revision', 'dtype')
 FILLED_PARTS = ('unet', 'motion_module', 'condition_module', 'vae', 'text_encoder', 'image_encoder')
+EXTRA_KEYS = {'unet': ('ema',)}
 # Arguments that the component around a part supplies.
-GIVEN_TO_PARTS = {'motion_module': ('channels',)}
+GIVEN_TO_PARTS = {
+    'motion_module': ('channels',),
+    'transformer_in': ('channels',),
+    'temporal_slots.*': ('channels',),
+    'embeddings.*': ('sizes',),
+}
 # Names that are looked up without being a component of their own.
 NAMED = {'optim_wrapper.constructor': 'OPTIM_WRAPPER_CONSTRUCTORS', 'runner_type': 'RUNNERS'}
 PLAIN = {
@@ -258,8 +264,10 @@ def _rule(
         if spot and len(pattern.split('.')) == len(spot) and fnmatchcase('.'.join(spot), pattern):
             return rule
     name = spot[-1]
-    given = GIVEN_TO_PARTS.get(name, ())
-    extra = SOURCE_KEYS if spot[0] == 'model' and name in FILLED_PARTS else ()
+    given = GIVEN_TO_PARTS.get(name, GIVEN_TO_PARTS.get('.'.join((*spot[-2:-1], '*')), ()))
+    extra: tuple[str, ...] = ()
+    if spot[0] == 'model' and name in FILLED_PARTS:
+        extra = (*SOURCE_KEYS, *EXTRA_KEYS.get(name, ()))
     if name in parts:
         return Rule(parts[name], given, extra)
     if 'type' in value:

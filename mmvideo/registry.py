@@ -8,12 +8,35 @@ its ancestors, and nothing is ever imported because a config says so.
 from __future__ import annotations
 
 import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mmengine.registry as root
 from mmengine.registry import Registry as _Registry
 
 SCOPE = 'mmvideo'
+
+
+@contextmanager
+def _not_imported(name: str) -> Iterator[None]:
+    """Let ``import name`` fail as if it were not installed; nothing if it is imported already."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # what Python reads as "not to be found"
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+# ``mmengine.optim`` registers one optimizer of transformers if it can import it, and with it come
+# transformers' trainer and peft: about 4 seconds, for every command and every refusal of a
+# mistake. It is registered below under the same name, and imported by the training that uses it.
+with _not_imported('transformers'):
+    import mmengine.optim  # noqa: F401
 
 
 class UnknownTypeError(KeyError):
@@ -102,3 +125,28 @@ FUNCTIONS = _child('FUNCTIONS', 'datasets')
 INFERENCERS = _child('INFERENCERS', 'apis')
 SCHEDULERS = Registry('scheduler', scope=SCOPE, locations=['mmvideo.models'])
 TOKENIZERS = Registry('tokenizer', scope=SCOPE, locations=['mmvideo.models'])
+
+
+def _adafactor(
+    params: Any,
+    lr: float | None = None,
+    eps: tuple[float, float] = (1e-30, 1e-3),
+    clip_threshold: float = 1.0,
+    decay_rate: float = -0.8,
+    beta1: float | None = None,
+    weight_decay: float = 0.0,
+    scale_parameter: bool = True,
+    relative_step: bool = True,
+    warmup_init: bool = False,
+) -> Any:
+    """transformers' Adafactor (Shazeer and Stern 2018), imported when it is built."""
+    from transformers import Adafactor
+
+    return Adafactor(
+        params, lr, eps, clip_threshold, decay_rate, beta1, weight_decay, scale_parameter,
+        relative_step, warmup_init,
+    )  # fmt: skip
+
+
+if 'Adafactor' not in root.OPTIMIZERS.module_dict:
+    root.OPTIMIZERS.register_module(name='Adafactor', module=_adafactor)

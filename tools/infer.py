@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +17,11 @@ examples:
   python tools/infer.py configs/sprites/pia_sprites.py --image fish.png \\
       --prompt "a red fish moving left in the field" --motion-scale 1 --seed 1 2 3
   python tools/infer.py CONFIG --prompt "first clip" "second clip" --out folder/
-  python tools/infer.py CONFIG --dry-run
+  python tools/infer.py CONFIG --lora style.safetensors:0.8 --motion-lora v2_lora_ZoomIn.ckpt
+  python tools/infer.py CONFIG --ip-adapter models/ip-adapter_sd15.safetensors:0.6 \\
+      --ip-adapter-image face.png
+  python tools/infer.py CONFIG --num-frames 64 --windows 16 --dry-run
+  python tools/infer.py CONFIG --prompt "$(printf '0: a lake in spring\\n8: a lake in winter')"
   python tools/infer.py outputs/pia_sprites.mp4                  the same frames again
   python tools/infer.py outputs/pia_sprites.mp4 --seed 7         its settings, another seed
 """
@@ -62,6 +68,24 @@ def motion_scale(text: str) -> int | float | str:
     return text
 
 
+def adapter(kind: str) -> Callable[[str], dict[str, Any]]:
+    """A reader of ``FILE`` or ``FILE:SCALE``."""
+
+    def read(text: str) -> dict[str, Any]:
+        source, colon, scale = text.rpartition(':')
+        try:
+            value = float(scale) if colon and source else None
+        except ValueError:
+            value = None
+        if value is None:
+            return dict(type=kind, from_pretrained=text)
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f'{text!r}: expected a finite scale after the colon')
+        return dict(type=kind, from_pretrained=source, scale=value)
+
+    return read
+
+
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = Parser(
@@ -70,23 +94,36 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='a config, a model name, or a video with its recipe inside')
     what = parser.add_argument_group('what to make (default: what the config says)')
     add = what.add_argument
-    add('--prompt', nargs='+', metavar='TEXT', help='one video each')
+    add('--prompt', nargs='+', metavar='TEXT',
+        help='one video each; with lines such as "0: spring", "8: summer" it changes')  # fmt: skip
     add('--negative-prompt', nargs='+', metavar='TEXT', help='what to steer away from')
     add('--image', nargs='+', metavar='PATH', help='the picture to animate; several: one each')
     add('--seed', nargs='+', type=seed, metavar='N', help='several: one video each')
     add('--num-frames', type=count, metavar='N', help='frames of a video')
+    add('--windows', type=count, metavar='N',
+        help='make a longer video than the model sees, in windows of N frames')  # fmt: skip
     add('--steps', type=count, metavar='N', help='steps of the scheduler')
     add('--guidance-scale', type=float, metavar='X', help='1 is without guidance')
     add('--motion-scale', nargs='+', type=motion_scale, metavar='K',
-        help='amount of motion: 0 to 8, a name such as loop-small, or affinities')  # fmt: skip
-    add('--condition-frame', type=int, metavar='N', help='which frame the picture is')
+        help='amount of motion: 0 to 8, a name such as fit-loop-small, or affinities')  # fmt: skip
+    add('--condition-frame', nargs='+', type=int, metavar='N',
+        help='which frame the picture is; several: of as many pictures for a video')  # fmt: skip
     add('--strength', type=float, metavar='X', help='1 starts from noise, less from the picture')
+    add('--clip-skip', type=int, metavar='N', help='layers of the text encoder to leave out')
     add('--height', type=count, metavar='H', help='pixels')
     add('--width', type=count, metavar='W', help='pixels')
     how = parser.add_argument_group('how to run and where to write')
     add = how.add_argument
     add('--device', metavar='D', help='cpu, cuda, cuda:1, mps; default: a GPU if there is one')
     add('--dtype', metavar='T', help='float32, bfloat16 or float16')
+    add('--lora', action='append', type=adapter('LoRA'), default=[], metavar='FILE[:SCALE]',
+        help='a LoRA for this call; repeat it for more')  # fmt: skip
+    add('--ip-adapter', action='append', type=adapter('IPAdapter'), default=[],
+        metavar='FILE[:SCALE]', help='likewise, with image_encoder/ beside the file')  # fmt: skip
+    add('--ip-adapter-image', nargs='+', metavar='PATH',
+        help='pictures as prompts, one for each IP-Adapter or all for one')  # fmt: skip
+    add('--motion-lora', action='append', type=adapter('MotionLoRA'), default=[],
+        metavar='FILE[:SCALE]', help='likewise, of the motion modules')  # fmt: skip
     add('--fps', type=float, metavar='N', help='frames a second of the file')
     add('--out', metavar='PATH', help='an mp4, gif, webp or png to write, or a folder')
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
@@ -100,18 +137,21 @@ def parse_args() -> argparse.Namespace:
 
 def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line says about the editor's arguments; None is not said."""
-    scale = args.motion_scale
+    scale, frames = args.motion_scale, args.condition_frame
     values = {
         'prompt': args.prompt,
         'negative_prompt': args.negative_prompt,
         'image': args.image,
         'seed': args.seed,
         'video_length': args.num_frames,
+        'windows': args.windows,
         'num_inference_steps': args.steps,
         'guidance_scale': args.guidance_scale,
         'motion_scale': scale[0] if scale and len(scale) == 1 else scale,
-        'condition_frame': args.condition_frame,
+        'condition_frame': frames[0] if frames and len(frames) == 1 else frames,
         'strength': args.strength,
+        'clip_skip': args.clip_skip,
+        'ip_adapter_image': args.ip_adapter_image,
         'height': args.height,
         'width': args.width,
     }
@@ -122,7 +162,7 @@ def check_files(args: argparse.Namespace) -> None:
     """What can be refused before anything slow is imported."""
     from mmvideo.errors import InputError, nearest
 
-    for image in args.image or []:
+    for image in [*(args.image or []), *(args.ip_adapter_image or [])]:
         path = Path(image).expanduser()
         if not path.is_file() and '://' not in image:
             names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -141,6 +181,7 @@ def run(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         cfg_options=parse_cfg_options(args.cfg_options),
         allow_other_weights=args.allow_other_weights,
+        adapters=[*args.lora, *args.motion_lora, *args.ip_adapter],
     )
     arguments = given_arguments(args)
     if args.dry_run:

@@ -1,6 +1,6 @@
 # The parts of Stable Diffusion 1.5, from the hub or from a folder of the same layout.
 # A personalised model in that layout takes its place when `base` names it.
-base = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
+base = 'catalog://sd15'
 model = dict(
     vae=dict(type='AutoencoderKL', from_pretrained=base, subfolder='vae'),
     text_encoder=dict(type='CLIPTextModel', from_pretrained=base, subfolder='text_encoder'),

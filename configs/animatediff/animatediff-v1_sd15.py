@@ -1,28 +1,7 @@
 # AnimateDiff v1 (mm_sd_v15) on Stable Diffusion 1.5: at most 24 frames.
-_base_ = '../_base_/sd15.py'
+_base_ = 'animatediff-v2_sd15.py'
 
 model = dict(
-    type='AnimateDiff',
     unet=dict(resnet_norm_scope='clip'),
-    motion_module=dict(
-        type='MotionModule',
-        from_pretrained='guoyww/animatediff-motion-adapter-v1-5',
-        norm_scope='frame',
-    ),
-)
-infer = dict(
-    prompt=[
-        'a sailing boat on a calm sea at sunset, golden light, detailed',
-        'a waterfall in a green forest, mist, morning light, detailed',
-        'a woman with a red scarf walking through snowfall, portrait, detailed',
-        'a campfire at night under a starry sky, embers rising, detailed',
-    ],
-    negative_prompt='blurry, low quality, distorted, watermark, text',
-    video_length=16,
-    height=512,
-    width=512,
-    num_inference_steps=25,
-    guidance_scale=7.5,
-    seed=0,
-    fps=8,
+    motion_module=dict(from_pretrained='catalog://animatediff-v1'),
 )

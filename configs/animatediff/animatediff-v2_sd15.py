@@ -6,7 +6,7 @@ model = dict(
     unet=dict(resnet_norm_scope='frame'),
     motion_module=dict(
         type='MotionModule',
-        from_pretrained='guoyww/animatediff-motion-adapter-v1-5-2',
+        from_pretrained='catalog://animatediff-v2',
         norm_scope='frame',
     ),
 )

@@ -1,28 +1,4 @@
 # AnimateDiff v3 (v3_sd15_mm) on Stable Diffusion 1.5, without its domain adapter.
-_base_ = '../_base_/sd15.py'
+_base_ = 'animatediff-v2_sd15.py'
 
-model = dict(
-    type='AnimateDiff',
-    unet=dict(resnet_norm_scope='frame'),
-    motion_module=dict(
-        type='MotionModule',
-        from_pretrained='guoyww/animatediff-motion-adapter-v1-5-3',
-        norm_scope='frame',
-    ),
-)
-infer = dict(
-    prompt=[
-        'a sailing boat on a calm sea at sunset, golden light, detailed',
-        'a waterfall in a green forest, mist, morning light, detailed',
-        'a woman with a red scarf walking through snowfall, portrait, detailed',
-        'a campfire at night under a starry sky, embers rising, detailed',
-    ],
-    negative_prompt='blurry, low quality, distorted, watermark, text',
-    video_length=16,
-    height=512,
-    width=512,
-    num_inference_steps=25,
-    guidance_scale=7.5,
-    seed=0,
-    fps=8,
-)
+model = dict(motion_module=dict(from_pretrained='catalog://animatediff-v3'))

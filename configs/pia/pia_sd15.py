@@ -7,7 +7,7 @@ model = dict(
     unet=dict(resnet_norm_scope='clip'),
     motion_module=dict(
         type='MotionModule',
-        from_pretrained='openmmlab/PIA-condition-adapter',
+        from_pretrained='catalog://pia',
         norm_scope='frame',
     ),
     condition_module=dict(type='PIACondition'),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from mmengine import Config
 
 from mmvideo.apis.devices import dtype_name, pick_device, pick_dtype
-from mmvideo.apis.images import check_entry, find_image, pack_image, unpacked
+from mmvideo.apis.image_prompts import find_prompts, pack_prompts, unpacked_prompts
+from mmvideo.apis.images import check_entry, find_image, pack_images, unpacked
 from mmvideo.apis.jobs import Job, make_jobs, merge_arguments
 from mmvideo.apis.progress import Progress
 from mmvideo.apis.targets import Target, choose_fps, choose_targets
@@ -51,6 +52,8 @@ class VideoInferencer:
             the recipe's.
         cfg_options: dotted keys of the config and their new values.
         allow_other_weights: make a recipe's video even if the weight files have changed.
+        adapters: configs of adapters beside those of the config, such as
+            ``dict(type='LoRA', from_pretrained='x.safetensors', scale=0.8)``.
 
     Raises:
         UserError: before any weight is read.
@@ -63,6 +66,7 @@ class VideoInferencer:
         dtype: str | torch.dtype | None = None,
         cfg_options: Mapping[str, Any] | None = None,
         allow_other_weights: bool = False,
+        adapters: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         set_default_scope()
         self.recipe: dict[str, Any] | None = None
@@ -74,12 +78,22 @@ class VideoInferencer:
             self._open_config(config, cfg_options)
         if not isinstance(self.cfg.get('model'), Mapping) or 'type' not in self.cfg.model:
             raise ConfigError(f'{self.name}: a config to run needs model = dict(type=...).')
+        self._add_adapters(adapters)
         self.editor_class = MODELS.get(self.cfg.model['type'])
         machine: dict[str, Any] = self.recipe['machine'] if self.recipe else {}
         self.device = pick_device(device or self._recorded_device(machine))
         self.dtype = pick_dtype(dtype or machine.get('dtype'), self.device)
         self._editor: Any = None
         self._weights: list[dict[str, Any]] = []
+        self._weight_paths: list[Path] = []
+
+    def _add_adapters(self, adapters: Sequence[Mapping[str, Any]]) -> None:
+        from mmvideo.config_check import check
+
+        self._added = len(adapters)
+        if adapters:
+            self.cfg.model.adapters = [*(self.cfg.model.get('adapters') or ()), *adapters]
+            check(self.cfg, self.name)
 
     def _open_config(
         self, config: str | Path | Config, cfg_options: Mapping[str, Any] | None
@@ -108,8 +122,10 @@ class VideoInferencer:
             'fps': self.recipe['fps'],
             'formats': [path.suffix.lower()],
         }
-        if isinstance(self.defaults.get('image'), dict):
-            check_entry(self.defaults['image'], str(path))
+        image = self.defaults.get('image')
+        for entry in image if isinstance(image, list) else [image]:
+            if isinstance(entry, dict):
+                check_entry(entry, str(path))
         for package, now in versions().items():
             was = self.recipe['versions'].get(package)
             if was != now:
@@ -135,7 +151,7 @@ class VideoInferencer:
         defaults = _with_images(self.defaults, self.folder)
         merged = merge_arguments(self.editor_class, defaults, _with_images(arguments, Path()))
         _check_images(merged.get('image'))
-        jobs = make_jobs(merged)
+        jobs = make_jobs(pack_prompts(merged))
         targets: list[list[Target]] = [[] for _ in jobs]
         if out is not False:
             single = merged.get('video_length', 1) == 1
@@ -163,13 +179,22 @@ class VideoInferencer:
         """The editor with its weights, on the device; built at first use."""
         if self._editor is None:
             editor = MODELS.build(self.cfg.model)
-            paths = list(editor.weight_files())
-            weights = weight_entries(paths)
+            weights = self._note_weights(editor)
             if self.recipe is not None and not self.allow_other_weights:
-                check_weights(self.recipe['weights'], weights, paths)
-            self._weights = weights
+                # Files of adapters that this call adds are in no recipe yet.
+                added = _files_of_last(editor, self._added)
+                kept = [i for i, path in enumerate(self._weight_paths) if path not in added]
+                paths = [self._weight_paths[i] for i in kept]
+                check_weights(self.recipe['weights'], [weights[i] for i in kept], paths)
             self._editor = editor.to(device=self.device, dtype=self.dtype).eval()
         return self._editor
+
+    def _note_weights(self, editor: Any) -> list[dict[str, Any]]:
+        """Entries of the recipe for the files that the editor was made of; hashed once."""
+        paths = list(editor.weight_files())
+        if paths != self._weight_paths:
+            self._weight_paths, self._weights = paths, weight_entries(paths)
+        return self._weights
 
     def __call__(
         self,
@@ -229,22 +254,27 @@ class VideoInferencer:
             'threads': self._thread_count(),
         }
         model = self.cfg.model.to_dict()
-        recipe = make_recipe(self.name, {'model': model}, arguments, fps, self._weights, machine)
+        adapters: list[dict] = getattr(editor, 'adapter_configs', list)()
+        if adapters:
+            model['adapters'] = adapters  # as they are now, not as the config began
+        else:
+            model.pop('adapters', None)
+        weights = self._note_weights(editor)
+        recipe = make_recipe(self.name, {'model': model}, arguments, fps, weights, machine)
         return sample, recipe
 
-    def _pack(self, image: Any, call: Mapping[str, Any], editor: Any) -> dict[str, Any]:
+    def _pack(self, image: Any, call: Mapping[str, Any], editor: Any) -> Any:
         from mmvideo.models.conditioning.image import prepare_condition_image
 
         def prepare(picture: Any) -> torch.Tensor:
             height, width = call.get('height'), call.get('width')
             return prepare_condition_image(picture, height, width, multiple=editor.vae_scale)
 
-        return pack_image(image, prepare)
+        return pack_images(image, prepare)
 
     @contextlib.contextmanager
     def _call_arguments(self, job: Job) -> Iterator[dict[str, Any]]:
-        with unpacked(job.arguments.get('image')) as image:
-            call = dict(job.arguments)
+        with unpacked(job.arguments.get('image')) as image, unpacked_prompts(job.arguments) as call:
             if 'image' in call:
                 call['image'] = image
             yield call
@@ -274,12 +304,20 @@ def _write(target: Target, sample: torch.Tensor, fps: float, recipe: dict[str, A
     return write_video(target.path, to_frames(sample), fps, recipe, target.overwrite)
 
 
+def _files_of_last(editor: Any, count: int) -> set[Path]:
+    """Files that only the last ``count`` adapters were read from."""
+    if not count:
+        return set()
+    earlier, last = editor.adapters[:-count], editor.adapters[-count:]
+    shared = {path for adapter in earlier for path in adapter.paths}
+    return {path for adapter in last for path in adapter.paths} - shared
+
+
 def _with_images(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    arguments = find_prompts(arguments, folder)
     image = arguments.get('image')
     if image is None:
-        return dict(arguments)
-    if isinstance(image, list | tuple):
-        return {**arguments, 'image': [find_image(entry, folder) for entry in image]}
+        return arguments
     return {**arguments, 'image': find_image(image, folder)}
 
 
@@ -287,7 +325,9 @@ def _check_images(image: Any) -> None:
     """Decode every picture once, so that a damaged one is found before all work."""
     from mmvideo.models.conditioning.image import prepare_condition_image
 
-    for entry in image if isinstance(image, list | tuple) else [image]:
-        if entry is not None:
-            with unpacked(entry) as picture:
-                prepare_condition_image(picture, multiple=1)
+    if isinstance(image, list | tuple):
+        for entry in image:
+            _check_images(entry)
+    elif image is not None:
+        with unpacked(image) as picture:
+            prepare_condition_image(picture, multiple=1)

@@ -18,7 +18,7 @@ ALIASES = {'num_frames': 'video_length', 'steps': 'num_inference_steps'}
 # Keys of a config's ``infer`` that are not the editor's.
 OUTPUT_KEYS = ('fps', 'out', 'formats')
 # Arguments that a caller passes on its own behalf and that no recipe can hold.
-_LIVE = ('callback', 'generator', 'latents')
+_LIVE = ('callback', 'generator', 'latents', 'output_type')
 _SPREAD = ('prompt', 'negative_prompt', 'image')
 
 
@@ -80,7 +80,9 @@ def _unknown(editor: type, key: str, parameters: Mapping[str, Any]) -> str:
 def make_jobs(arguments: Mapping[str, Any]) -> list[Job]:
     """One job for each prompt or image, and seed.
 
-    Prompts, negative prompts and images go together one by one, a single one with all. A list of
+    Prompts, negative prompts and images go together one by one, a single one with all; so do
+    amounts of motion that are not one table. With several condition frames, an image of a video is
+    a list of as many. A list of
     seeds makes every one of these with each seed. ``num_videos_per_prompt`` counts on from a
     single seed. Without a seed one is drawn and recorded.
 
@@ -101,11 +103,18 @@ def make_jobs(arguments: Mapping[str, Any]) -> list[Job]:
 
 
 def _rows(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from mmvideo.editors.motion import clip_images, motion_entries
+
     columns = {
         name: list(value) if isinstance(value, list | tuple) else [value]
         for name, value in arguments.items()
         if name in _SPREAD
     }
+    if 'motion_scale' in arguments:
+        columns['motion_scale'] = motion_entries(arguments['motion_scale'])
+    frames = arguments.get('condition_frame')
+    if isinstance(frames, list | tuple) and arguments.get('image') is not None:
+        columns['image'] = clip_images(arguments['image'], len(frames))
     for name, values in columns.items():
         if not values:
             raise InputError(f'{name} is an empty list; expected at least one.')

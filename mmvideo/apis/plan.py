@@ -10,8 +10,6 @@ themselves (half a gigabyte) are not counted.
 from __future__ import annotations
 
 import copy
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,10 @@ import torch
 
 from mmvideo.apis.devices import dtype_name
 from mmvideo.apis.progress import size
-from mmvideo.errors import WeightsError
+from mmvideo.diffusion.windows import Windows
+from mmvideo.editors.facts import read_facts
+from mmvideo.editors.options import read_windows
+from mmvideo.editors.timeline import number_timeline
 from mmvideo.registry import MODELS
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 ACTIVATIONS = 52
 DECODED = 11
 _NO_WEIGHTS = {'scheduler', 'train_scheduler', 'tokenizer'}
+_SHARES = {'unet', 'vae', 'text_encoder'}  # what one file may hold together
+_WITHOUT_COUNT = {*_NO_WEIGHTS, 'adapter'}  # adapters are small, and many have no header to count
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Plan:
     files: tuple[str, ...]
     weights_bytes: int | None
     working_bytes: int | None
+    windows: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int | None:
@@ -96,6 +100,7 @@ class Plan:
         shape = f'{self.width}x{self.height}' if self.height else 'the size of the model'
         guidance = f'guidance {self.guidance_scale:g}'
         lines.append(f'  sampling: {self.scheduler}, {self.steps} steps, {guidance}')
+        lines += [f'  {line}' for line in self.windows]
         lines.append(f'  output: {self.videos} x {self.frames} frames of {shape}, {self.fps:g} fps')
         lines += [f'    {path}' for path in self.files]
         if self.peak_bytes is None:
@@ -117,12 +122,15 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
     """
     model = inferencer.cfg.model
     parts = tuple(_part(name, part, model) for name, part in model.items() if _is_part(part))
+    parts += tuple(_adapter(config) for config in model.get('adapters') or ())
+    parts += tuple(_part('image_encoder', encoder, {}) for encoder in _image_encoders(model))
     arguments = work.jobs[0].arguments
     by_name = {part.name: part for part in parts}
     height, width = _output_size(arguments, by_name)
-    counts = [part.parameters for part in parts if part.name not in _NO_WEIGHTS]
+    counts = [part.parameters for part in parts if part.name not in _WITHOUT_COUNT]
     item = torch.empty(0, dtype=inferencer.dtype).element_size()
     known = [count for count in counts if count is not None]
+    windows = read_windows(arguments.get('windows'), read_facts(model).max_frames)
     return Plan(
         name=inferencer.name,
         editor=model['type'],
@@ -136,11 +144,31 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         fps=work.fps,
         scheduler=str(model['scheduler']['type']) if 'scheduler' in model else 'none',
         steps=int(arguments.get('num_inference_steps') or 0),
-        guidance_scale=float(arguments.get('guidance_scale') or 0),
+        guidance_scale=_guidance(arguments),
         files=tuple(str(target.path) for targets in work.targets for target in targets),
         weights_bytes=sum(known) * item if len(known) == len(counts) else None,
-        working_bytes=_working_bytes(arguments, by_name, height, width, item),
+        working_bytes=_working_bytes(arguments, by_name, height, width, item, windows),
+        windows=_drawn(windows, int(arguments.get('video_length', 1))),
     )
+
+
+def _guidance(arguments: Mapping[str, Any]) -> float:
+    """The guidance scale, of one that changes the largest."""
+    value, frames = arguments.get('guidance_scale') or 0, int(arguments.get('video_length', 1))
+    return max(number_timeline(value, 'guidance_scale', frames).values)
+
+
+def _drawn(windows: Windows | None, frames: int) -> tuple[str, ...]:
+    """The windows of the first step, a line each; nothing for a clip that is seen whole."""
+    if windows is None:
+        return ()
+    plan = windows.plan(frames)
+    moving = ', moved in every step' if windows.schedule in ('uniform', 'looped') else ''
+    head = (
+        f'windows: {windows.schedule}, {len(plan.frames)} of {plan.longest} frames over {frames}, '
+        f'overlap {windows.shared}, {windows.fusion}{moving}'
+    )
+    return (head, *(f'  {line}' for line in plan.draw()))
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -161,7 +189,7 @@ def _part(name: str, part: Mapping[str, Any], model: Mapping[str, Any]) -> Part:
     where = str(source) + (f'/{part["subfolder"]}' if part.get('subfolder') else '')
     if name in _NO_WEIGHTS:
         return Part(name, part['type'], where, (), 0, part)
-    from mmvideo.checkpoints.sources import plan
+    from mmvideo.checkpoints.sources import is_weight_file, plan
 
     files = plan(
         source,
@@ -178,8 +206,41 @@ def _part(name: str, part: Mapping[str, Any], model: Mapping[str, Any]) -> Part:
             counts.append(None if file.path is None else _values_in(file.path))
     known = [count for count in counts if count is not None]
     parameters = sum(known) if known and len(known) == len(counts) else None
+    if name in _SHARES and is_weight_file(source) and files[0].path is not None:
+        settings, parameters = _share(name, part, files[0].path)
     listed = tuple((file.name, file.size, file.present) for file in files)
     return Part(name, part['type'], where, listed, parameters, {**settings, **part})
+
+
+def _share(name: str, part: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], int]:
+    """A part's config and its number of values in a file that holds several; none is read."""
+    from mmvideo.checkpoints.single_file import read_single_file
+
+    settings, tensors = read_single_file(path, name, bool(part.get('ema')))
+    return settings, sum(t.numel() for t in tensors.values() if t.is_floating_point())
+
+
+def _adapter(config: Mapping[str, Any]) -> Part:
+    from mmvideo.checkpoints.sources import plan
+
+    source, place = config['from_pretrained'], config.get('subfolder')
+    name = config.get('weight_name')
+    names = (name,) if name else MODELS.get(config['type']).filenames
+    files = plan(source, place, filenames=names, revision=config.get('revision'))
+    counts = [_values_in(file.path) if file.path else None for file in files]
+    known = [count for count in counts if count is not None]
+    listed = tuple((file.name, file.size, file.present) for file in files)
+    where = f'{source}/{place}' if place else str(source)
+    if 'scale' in config:
+        where += f' at {config["scale"]}'
+    return Part('adapter', config['type'], where, listed, sum(known) or None, config)
+
+
+def _image_encoders(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What IP-Adapters see pictures with; some share one."""
+    kinds = [(MODELS.get(config['type']), config) for config in model.get('adapters') or ()]
+    found = [kind.encoder_of(config) for kind, config in kinds if hasattr(kind, 'encoder_of')]
+    return [encoder for i, encoder in enumerate(found) if encoder and encoder not in found[:i]]
 
 
 def _on_meta(name: str, part: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
@@ -204,12 +265,9 @@ def _values_in(path: Path) -> int | None:
     """Number of values in a safetensors file, from its header; None for other formats."""
     if path.suffix != '.safetensors':
         return None
-    with open(path, 'rb') as file:
-        length = int.from_bytes(file.read(8), 'little')
-        if length > path.stat().st_size:
-            raise WeightsError(f'{path} is no safetensors file, or a damaged one.')
-        header = json.loads(file.read(length))
-    return sum(math.prod(v['shape']) for k, v in header.items() if k != '__metadata__')
+    from mmvideo.checkpoints.header import count_values, read_header
+
+    return count_values(read_header(path))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -231,6 +289,7 @@ def _output_size(
         from mmvideo.models.conditioning.image import prepare_condition_image
 
         with unpacked(arguments['image']) as image:
+            image = image[0] if isinstance(image, list | tuple) else image
             shape = prepare_condition_image(image, height, width, multiple=factor or 8).shape
         return shape[1], shape[2]
     unet = parts.get('unet')
@@ -250,15 +309,17 @@ def _working_bytes(
     height: int | None,
     width: int | None,
     item: int,
+    windows: Windows | None = None,
 ) -> int | None:
     factor = _vae_factor(parts)
     unet = parts['unet'].settings.get('block_out_channels') if 'unet' in parts else None
     if not (factor and unet and height and width):
         return None
     frames = int(arguments.get('video_length', 1))
-    halves = 2 if float(arguments.get('guidance_scale') or 0) > 1 else 1
+    halves = 2 if _guidance(arguments) > 1 else 1
     latent = (height // factor) * (width // factor)
-    denoising = halves * frames * latent * unet[0] * ACTIVATIONS
+    seen = frames if windows is None else min(frames, windows.length)
+    denoising = halves * seen * latent * unet[0] * ACTIVATIONS
     chunk = min(frames, int(arguments.get('decode_chunk_size') or frames))
     decoding = chunk * height * width * parts['vae'].settings['block_out_channels'][0] * DECODED
     return max(denoising, decoding) * item

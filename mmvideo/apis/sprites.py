@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -88,7 +89,12 @@ def _train_stage(name: str, out: Path, work_dir: Path, steps_scale: float) -> No
     cfg = load_config(config)
     steps = _scaled(cfg.train_cfg.max_iters, steps_scale)
     begin = time.monotonic()
-    if not (folder / 'export').is_dir():
+    done = (folder / 'export').is_dir()
+    if done and name in _manifest(out)['stages']:
+        # Not installed again: a later stage may have replaced its weights.
+        print(f'{name}: done before', flush=True)
+        return
+    if not done:
         options = [f'{key}.from_pretrained={out}' for key in stage.sources]
         if steps_scale != 1:
             options += _trial(cfg, steps_scale)
@@ -137,8 +143,7 @@ def _install(source: Path, target: Path) -> None:
 
 def _note(out: Path, name: str, stage: Stage, steps: int, seconds: float) -> None:
     """Record in the manifest what made the weights."""
-    path = out / MANIFEST
-    manifest = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {'stages': {}}
+    manifest = _manifest(out)
     files = [f for part in stage.parts.values() for f in sorted((out / part).glob('*.safetensors'))]
     made = {str(f.relative_to(out)): sha256(f) for f in files}
     for earlier in manifest['stages'].values():  # what this stage trained on is replaced by it
@@ -150,4 +155,9 @@ def _note(out: Path, name: str, stage: Stage, steps: int, seconds: float) -> Non
         files=made,
     )
     manifest['licence'] = 'Apache-2.0'
-    write_text(path, json.dumps(manifest, indent=2) + '\n')
+    write_text(out / MANIFEST, json.dumps(manifest, indent=2) + '\n')
+
+
+def _manifest(out: Path) -> dict[str, Any]:
+    path = out / MANIFEST
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {'stages': {}}

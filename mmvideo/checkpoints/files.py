@@ -1,9 +1,10 @@
 """Weight files as bytes: read, write, hash. The only file that calls ``torch.load``.
 
 What a file is follows from its first bytes, never from its name: an HTML error page saved as
-``.ckpt`` is the most frequent damaged download. Tensors come memory mapped; nothing is copied
-until somebody uses it. Wrappers that trainers put around a state dict are taken off by the rule
-of ``unwrap``.
+``.ckpt`` is the most frequent damaged download. Its table of contents is checked (``header``,
+``archive``) before a library reads it. Tensors come memory mapped; nothing is copied until
+somebody uses it. Wrappers that trainers put around a state dict are taken off by the rule of
+``unwrap``.
 """
 
 from __future__ import annotations
@@ -12,25 +13,49 @@ import hashlib
 import json
 import os
 import re
+import reprlib
+import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # the exception only: nothing here unpickles by itself
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
+from mmvideo.checkpoints.archive import check_archive, check_storages
+from mmvideo.checkpoints.header import read_header
 from mmvideo.errors import WeightsError, nearest
+
+if TYPE_CHECKING:  # torch is imported where tensors are: fetching and hashing need none
+    from torch import Tensor
 
 # Before 2.10 weights_only=True could be made to corrupt memory (CVE-2026-24747).
 SAFE_TORCH = (2, 10)
 SUFFIXES = ('.safetensors', '.ckpt', '.pt', '.pth', '.bin')
 _WRAPPERS = ('state_dict', 'module', 'controlnet')
 _PREFIXES = ('module.', 'model.', 'unet.')
-_MAX_HEADER = 100 * 2**20
+# Halves of an IP-Adapter and the vectors of a textual inversion stand a level deeper.
+_LEVELS = ('image_proj', 'ip_adapter', 'string_to_param')
+# What reading a hostile pickle can end in, beside UnpicklingError.
+_UNREADABLE = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError,
+    RuntimeError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+# First bytes of what people take for a weight file.
+_MAGIC = (
+    (b'version https://git-lfs', 'a Git LFS pointer, not the file it points to'),
+    (b'PK\x05\x06', 'an empty zip archive'),
+    (b'\x1f\x8b', 'a gzip archive; unpack it first'),
+    (b'BZh', 'a bzip2 archive; unpack it first'),
+    (b'\xfd7zXZ', 'an xz archive; unpack it first'),
+    (b'7z\xbc\xaf', 'a 7-Zip archive; unpack it first'),
+    (b'Rar!', 'a RAR archive; unpack it first'),
+    (b'\x93NUMPY', 'a NumPy array'),
+    (b'\x89HDF', 'an HDF5 file, as Keras writes it'),
+    (b'GGUF', 'a GGUF file, made for another program'),
+    (b'\x89PNG', 'a PNG picture'),
+    (b'\xff\xd8\xff', 'a JPEG picture'),
+    (b'%PDF', 'a PDF'),
+)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -45,11 +70,20 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: The file is missing, empty, cut off, no weight file, or holds code.
     """
+    return unwrap(read_content(path), path)
+
+
+def read_content(path: str | Path) -> Any:
+    """What a weight file holds, with its wrappers: for files that are no plain state dict.
+
+    Raises:
+        WeightsError: As ``read_tensors``.
+    """
     path = Path(path)
     kind = _kind(path)
     if kind == 'safetensors':
-        return unwrap(_read_safetensors(path), path)
-    return unwrap(_read_torch(path, mapped=kind == 'zip'), path)
+        return _read_safetensors(path)
+    return _read_torch(path, mapped=kind == 'zip')
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -57,7 +91,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if _kind(path) != 'safetensors':
         raise WeightsError(f'{path} is no safetensors file, so it has no metadata')
-    return _header(path).get('__metadata__', {})
+    return read_header(path).get('__metadata__', {})
 
 
 def write_tensors(
@@ -72,6 +106,8 @@ def write_tensors(
         tensors: Key to tensor, on any device. Views and shared storage are written out in full.
         metadata: Text for the header.
     """
+    from safetensors.torch import save_file
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = _unshared(tensors)
@@ -150,19 +186,32 @@ def unwrap(content: Any, path: str | Path) -> dict[str, Tensor]:
 
     Descends into ``state_dict``, ``module`` or ``controlnet``; drops what is no tensor (``epoch``,
     ``global_step``, ``animatediff_config``); strips ``module.``, ``model.``, ``unet.`` in this
-    order where all keys share the prefix.
+    order where all keys share the prefix. The levels of an IP-Adapter and of a textual inversion
+    are joined by a dot.
     """
-    while inner := _wrapped(content):
+    from torch import Tensor
+
+    seen: set[int] = set()  # a hostile file may hold itself
+    while (inner := _wrapped(content)) and id(inner) not in seen:
+        seen.add(id(inner))
         content = inner
     if not isinstance(content, dict):
         raise WeightsError(f'{path} holds a {type(content).__name__}, expected named tensors')
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in _levelled(content) if isinstance(value, Tensor)}
     if not tensors:
-        keys = ', '.join(map(repr, list(content)[:5])) or 'nothing'
+        keys = ', '.join(map(reprlib.repr, list(content)[:5])) or 'nothing'
         raise WeightsError(f'{path} holds no tensors, only {keys}')
     for prefix in _PREFIXES:
         tensors = _stripped(tensors, prefix)
     return tensors
+
+
+def _levelled(content: dict) -> Iterator[tuple[Any, Any]]:
+    for name, value in content.items():
+        if name in _LEVELS and isinstance(value, dict):
+            yield from ((f'{name}.{key}', inner) for key, inner in value.items())
+        else:
+            yield name, value
 
 
 def _wrapped(content: Any) -> dict | None:
@@ -191,7 +240,7 @@ def _kind(path: Path) -> str:
         raise WeightsError(f'{path} is empty (0 bytes); fetch it again')
     with open(path, 'rb') as file:
         head = file.read(512)
-    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < _MAX_HEADER:
+    if head[8:9] == b'{' and not _printable(head[:8]):
         return 'safetensors'
     if head.startswith(b'PK\x03\x04'):
         return 'zip'
@@ -204,68 +253,64 @@ def _kind(path: Path) -> str:
 
 
 def _what(head: bytes) -> str:
-    text = head.lstrip().lower()
-    if text.startswith((b'<!doctype html', b'<html', b'<?xml', b'<head')):
-        return 'an HTML page (a failed download)'
-    if text.startswith(b'version https://git-lfs'):
-        return 'a Git LFS pointer, not the file it points to'
+    """What a file is that is no weight file, from its first bytes."""
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    if head[257:262] == b'ustar':
+        return 'a tar archive (a folder, or a file of a torch before 1.0)'
+    text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    if text.startswith((b'<!doctype html', b'<html', b'<?xml', b'<head', b'<body', b'<script')):
+        return 'an HTML page (a login page or an error, not the file)'
     if text.startswith((b'{', b'[')):
         return 'a JSON text'
-    printable = sum(byte in b'\t\n\r' or 32 <= byte < 127 for byte in head)
-    return 'a text file' if printable > 0.95 * len(head) else 'of an unknown binary format'
+    if _printable(head):
+        return f'a text file that begins {reprlib.repr(head[:40].decode("ascii", "replace"))}'
+    return 'of an unknown binary format'
 
 
-def _header(path: Path) -> dict[str, Any]:
-    with open(path, 'rb') as file:
-        length = int.from_bytes(file.read(8), 'little')
-        raw = file.read(length)
-    if len(raw) < length:
-        raise WeightsError(f'{path} is cut off inside its header; fetch it again')
-    try:
-        return json.loads(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f'{path} has a damaged safetensors header: {error}') from error
+def _printable(data: bytes) -> bool:
+    return sum(byte in b'\t\n\r' or 32 <= byte < 127 for byte in data) > 0.95 * len(data)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    read_header(path)
     try:
         with safe_open(path, framework='pt', device='cpu') as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise WeightsError(_safetensors_fault(path, error)) from error
-
-
-def _safetensors_fault(path: Path, error: SafetensorError) -> str:
-    header = _header(path)
-    ends = [v['data_offsets'][1] for k, v in header.items() if k != '__metadata__']
-    with open(path, 'rb') as file:
-        start = 8 + int.from_bytes(file.read(8), 'little')
-    size, expected = path.stat().st_size, start + max(ends, default=0)
-    if size < expected:
-        return f'{path} is cut off: {size} of {expected} bytes; fetch it again'
-    return f'{path} is a damaged safetensors file: {error}'
+    except (SafetensorError, *_UNREADABLE) as error:
+        raise WeightsError(f'{path} is a damaged safetensors file. {_first_line(error)}') from error
 
 
 def _read_torch(path: Path, mapped: bool) -> Any:
+    import torch
+
     found = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2])
     if found < SAFE_TORCH:
         raise WeightsError(
             f'{path} is a file of torch.save, which torch {torch.__version__} cannot read safely. '
             'Update to torch 2.10 or later, or convert the file to safetensors on such a machine.'
         )
+    sizes = check_archive(path) if mapped else frozenset()
     try:
         if mapped and path.suffix != '.safetensors':  # torch would believe that name
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+            check_storages(path, content, sizes)
+            return content
         with open(path, 'rb') as file:
             return torch.load(file, map_location='cpu', weights_only=True)
+    except WeightsError:
+        raise
     except UnpicklingError as error:
         # torch's own message advises to read the file unsafely, so only its reason is shown.
-        reason = re.search(r'[Uu]nsupported [^\n]{1,100}', str(error))
+        reason = re.search(r'[Uu]nsupported [^\n]{1,100}?(?=\. |$)', str(error), re.MULTILINE)
         raise WeightsError(
             f'{path} is refused: it is damaged, or holds more than tensors, and reading that could '
             f'run code from the file. ({reason[0] if reason else "no tensor file"})'
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
+    except _UNREADABLE as error:
         raise WeightsError(
             f'{path} ({path.stat().st_size} bytes) is cut off or damaged; fetch it again. '
             f'{_first_line(error)}'
@@ -279,6 +324,8 @@ def _first_line(error: Exception) -> str:
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors of which no two share storage, as safetensors needs them."""
+    import torch
+
     seen: set[int] = set()
     plain = {}
     for key, value in tensors.items():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmvideo.checkpoints.files import read_json, read_tensors
+from mmvideo.checkpoints.memory import MappedFiles
 from mmvideo.checkpoints.sources import WEIGHT_FILES, resolve, resolve_weights
 from mmvideo.errors import WeightsError, nearest
 
@@ -64,7 +65,8 @@ def load_into(
 
     Args:
         module: A module, also one built in ``without_weights``.
-        tensors: Key to tensor in the module's own names. They are copied, never aliased.
+        tensors: Key to tensor in the module's own names. They are copied, never aliased; those of
+            a mapped file give their memory back as soon as they are.
         what: The name of the part in messages, such as 'vae'.
         dtype: Floating type of the result. None keeps the type of the module's parameters.
 
@@ -78,7 +80,10 @@ def load_into(
     expected = module.state_dict(keep_vars=True)
     verify(expected, tensors, what)
     wanted = dtype_of(dtype) if dtype is not None else None
-    filled = {key: _copy(tensors[key], like, wanted) for key, like in expected.items()}
+    mapped, filled = MappedFiles(), {}
+    for key, like in expected.items():
+        filled[key] = _copy(tensors[key], like, wanted)
+        mapped.drop(tensors[key])
     module.load_state_dict(filled, assign=True)
     if wanted is not None:
         cast(module, wanted)  # buffers that no checkpoint carries

@@ -19,11 +19,13 @@ from mmvideo.checkpoints.layouts import (
     ANIMATEDIFF,
     FAMILIES,
     MOTION_FAMILIES,
+    Betas,
+    is_published,
     position_count,
     recognise,
 )
 from mmvideo.checkpoints.load import read_files
-from mmvideo.checkpoints.sources import DIFFUSERS_FILES, local_root, resolve, resolve_weights
+from mmvideo.checkpoints.sources import DIFFUSERS_FILES, resolve, resolve_weights, weight_file
 from mmvideo.errors import WeightsError
 
 _ANIMATELCM_POSITIONS = 64
@@ -68,12 +70,13 @@ class MotionWeights:
     @property
     def norm_scopes(self) -> dict[str, str]:
         """``resnet_norm_scope`` and ``motion_norm_scope``, where the family tells them."""
-        family = FAMILIES[self.family]
-        scopes = {
-            'resnet_norm_scope': family.resnet_norm_scope,
-            'motion_norm_scope': family.motion_norm_scope,
-        }
-        return {name: scope for name, scope in scopes.items() if scope is not None}
+        return FAMILIES[self.family].norm_scopes
+
+    @property
+    def betas(self) -> Betas | None:
+        """The noise schedule that published weights were trained with; None for others."""
+        known = is_published(self.family, self.config['block_out_channels'])
+        return FAMILIES[self.family].betas if known else None
 
 
 def read_motion(
@@ -88,8 +91,8 @@ def read_motion(
     """Read motion modules in the original or diffusers' layout.
 
     Args:
-        source: A file such as ``mm_sd_v15_v2.ckpt`` or ``pia.ckpt``; or a folder, hub id or
-            ``package://NAME`` with a MotionAdapter.
+        source: A file such as ``mm_sd_v15_v2.ckpt`` or ``pia.ckpt``; or a folder, hub id,
+            ``package://NAME`` or ``catalog://NAME`` with a MotionAdapter.
         subfolder: Folder inside the source.
         variant: Which files of the source, such as 'fp16'.
         revision: Branch, tag or commit on the hub.
@@ -104,10 +107,10 @@ def read_motion(
     Raises:
         WeightsError: The file holds something else, or contradicts its ``config.json``.
     """
-    local = local_root(source)
+    single = weight_file(source, revision)
     config: dict[str, Any] = {}
-    if local is not None and local.is_file():
-        paths, tensors = [local], read_tensors(local)
+    if single is not None:
+        paths, tensors = [single], read_tensors(single)
     else:
         where = {'subfolder': subfolder, 'revision': revision}
         config = read_json(resolve(source, filenames=('config.json',), **where))

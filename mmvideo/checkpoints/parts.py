@@ -45,3 +45,18 @@ def clip_text_tensors(tensors: Mapping[str, Tensor], expected: Iterable[str]) ->
         bare = key.removeprefix(level)
         renamed[level + bare if wanted else bare] = value
     return renamed
+
+
+def clip_vision_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image encoder's tensors and its projection, out of either half or a whole CLIP.
+
+    ``position_ids`` (a constant, no weight) is dropped; the text half of a whole CLIP checkpoint,
+    told by its ``logit_scale``, is left out.
+    """
+    whole = 'logit_scale' in tensors
+    wanted = ('vision_model.', 'visual_projection.')
+    return {
+        key: value
+        for key, value in tensors.items()
+        if not key.endswith('position_ids') and (not whole or key.startswith(wanted))
+    }

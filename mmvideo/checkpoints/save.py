@@ -49,7 +49,7 @@ def save_part(
     if not of_transformers and '_class_name' not in config:
         raise WeightsError(f"{folder}: the config of tensors alone needs '_class_name'")
     name = TRANSFORMERS_NAME if of_transformers else DIFFUSERS_NAME
-    path = write_tensors(folder / name, _cast(weights, dtype), metadata)
+    path = write_tensors(folder / name, cast_tensors(weights, dtype), metadata)
     write_json(folder / 'config.json', config)
     return path
 
@@ -78,16 +78,19 @@ def write_json(path: str | Path, content: Mapping[str, Any], indent: int | None 
     return write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + '\n')
 
 
+def cast_tensors(
+    tensors: Mapping[str, Tensor], dtype: str | torch.dtype | None
+) -> dict[str, Tensor]:
+    """Tensors with another floating type; None leaves them as they are."""
+    if dtype is None:
+        return dict(tensors)
+    kind = dtype_of(dtype)
+    return {k: v.to(kind) if v.is_floating_point() else v for k, v in tensors.items()}
+
+
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data without what the libraries note for themselves while they run."""
     return {key: _plain(value) for key, value in config.items() if key not in _TRANSIENT}
-
-
-def _cast(weights: Mapping[str, Tensor], dtype: str | torch.dtype | None) -> dict[str, Tensor]:
-    if dtype is None:
-        return dict(weights)
-    kind = dtype_of(dtype)
-    return {k: v.to(kind) if v.is_floating_point() else v for k, v in weights.items()}
 
 
 def _plain(value: Any) -> Any:

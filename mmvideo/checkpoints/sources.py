@@ -1,8 +1,10 @@
 """Where weights come from: a folder, the package itself, or the Hugging Face Hub.
 
-A source is looked for in this order: ``package://NAME`` is a folder shipped inside mmvideo; an
-existing path is taken as it is; anything that can only be a path is an error naming its nearest
-neighbour; the rest is a hub id, whose files are fetched once and then come from the local cache.
+A source is looked for in this order: ``package://NAME`` is a folder shipped inside mmvideo;
+``catalog://NAME`` is public weights on the hub, or one file of them (``catalog``); an existing
+path is taken as it is; anything that can only be a path is an error naming its nearest neighbour;
+the rest is a hub id, whose files are fetched once and then come from the local cache.
+A path behind a hub id, ``owner/name/folder/model.safetensors``, is that one file of it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmvideo.checkpoints.catalog import find_entry, is_listed
 from mmvideo.checkpoints.files import SUFFIXES, missing, read_json
 from mmvideo.errors import WeightsError, nearest
 from mmvideo.shipped import is_shipped, shipped_names, shipped_path
@@ -31,6 +34,8 @@ TRANSFORMERS_FILES = (
 WEIGHT_FILES = DIFFUSERS_FILES + TRANSFORMERS_FILES
 _INDEX = '.index.json'
 _HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?')
+_HUB_FILE = re.compile(r'([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/((?:\w[\w.() -]*/)*\w[\w.() -]*)')
+PIPELINE = 'model_index.json'
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def resolve(
     """The local path of the first of ``filenames`` that the source has.
 
     Args:
-        source: Folder, ``package://NAME`` or hub id. A weight file stands for itself.
+        source: Folder, ``package://NAME``, ``catalog://NAME`` or hub id. A weight file stands for
+            itself.
         subfolder: Folder inside the source.
         filenames: Candidates, the best first.
         variant: Goes before the suffix: 'fp16' makes ``model.fp16.safetensors``.
@@ -71,6 +77,9 @@ def resolve(
         WeightsError: Naming what is there and what was looked for.
     """
     names = [with_variant(name, variant) for name in filenames]
+    remote = hub_file(source)
+    if remote is not None:
+        return _from_hub(remote[0], None, [remote[1]], revision)
     local = local_root(source)
     if local is None:
         return _from_hub(str(source), subfolder, names, revision)
@@ -80,7 +89,41 @@ def resolve(
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise WeightsError(_absent(folder, names))
+    raise WeightsError(_absent(folder, names) + _pipeline_hint(local, subfolder))
+
+
+def weight_file(source: str | Path, revision: str | None = None) -> Path | None:
+    """The local path of a source that is one weight file, fetched where it is the hub's.
+
+    None for a folder, ``package://NAME`` or hub id.
+    """
+    if not is_weight_file(source):
+        return None
+    return resolve(source, filenames=(Path(str(source)).name,), revision=revision)
+
+
+def is_weight_file(source: str | Path) -> bool:
+    """Whether a source is one file, here or on the hub. Nothing is fetched."""
+    if hub_file(source) is not None:
+        return True
+    local = local_root(source)
+    return local is not None and local.is_file()
+
+
+def hub_file(source: str | Path) -> tuple[str, str] | None:
+    """(hub id, path inside) where a source names one file of a repository, else None.
+
+    For ``catalog://NAME`` the name itself stands in place of the hub id.
+    """
+    text = str(source)
+    if is_listed(source):
+        entry = find_entry(text)
+        return (text, entry.file) if entry.file else None
+    found = _HUB_FILE.fullmatch(text)
+    if found is None or isinstance(source, Path) or not text.endswith(SUFFIXES):
+        return None
+    # The first folder is here: then it can only be a path, which has its own message.
+    return None if Path(text.split('/')[0]).exists() else (found[1], found[2])
 
 
 def resolve_weights(
@@ -134,6 +177,9 @@ def local_root(source: str | Path) -> Path | None:
     text = str(source)
     if is_shipped(text):
         return _package_folder(text)
+    if is_listed(text):
+        find_entry(text)
+        return None
     path = Path(text).expanduser()
     if path.exists():
         return path
@@ -156,11 +202,14 @@ def plan(
     from the hub; offline they are None.
     """
     names = [with_variant(name, variant) for name in filenames]
-    local = local_root(source)
+    remote = hub_file(source)
+    local = None if remote else local_root(source)
     if local is not None:
         return _plan_local(local, subfolder, names)
     from mmvideo.checkpoints import hub
 
+    if remote is not None:
+        return [f for f in hub.plan(remote[0], None, remote[1:], revision) if f.name == remote[1]]
     return hub.plan(str(source), subfolder, names, revision)
 
 
@@ -200,9 +249,32 @@ def _absent(folder: Path, names: Sequence[str]) -> str:
     return f'{folder} has no {wanted}.{nearest(names[0], there)} It holds: {shown}'
 
 
+def _pipeline_hint(root: Path, subfolder: str | None) -> str:
+    """What ``model_index.json`` says of a folder in which a part was not found."""
+    if not (root / PIPELINE).is_file():
+        return ''
+    return _parts_hint(read_json(root / PIPELINE), subfolder)
+
+
+def _parts_hint(index: dict, subfolder: str | None) -> str:
+    listed = sorted(k for k, v in index.items() if isinstance(v, list) and v and v[0] is not None)
+    kind = f'a {index["_class_name"]}' if index.get('_class_name') else 'a whole pipeline'
+    if subfolder is None:
+        return f' {PIPELINE} says that it is {kind}: name a part as subfolder, of {listed}'
+    if subfolder in listed:
+        return f' {PIPELINE} lists {subfolder!r}, so the copy of this {kind[2:]} is not complete'
+    return f' {PIPELINE} says that it is {kind} without {subfolder!r}; its parts: {listed}'
+
+
 def _from_hub(
     source: str, subfolder: str | None, names: Sequence[str], revision: str | None
 ) -> Path:
     from mmvideo.checkpoints import hub  # the client library is slow to import
 
-    return hub.fetch(source, subfolder, names, revision)
+    try:
+        return hub.fetch(source, subfolder, names, revision)
+    except hub.AbsentError as error:
+        index = hub.find(source, None, (PIPELINE,), revision, optional=True)
+        if index is None or names == [PIPELINE]:
+            raise
+        raise hub.AbsentError(f'{error}.{_parts_hint(read_json(index), subfolder)}') from error

@@ -16,12 +16,12 @@ Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Callback = Callable[[int, int, torch.Tensor], None]
 
 
-def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
+def guide(prediction: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance (Ho and Salimans 2022) over stacked halves.
 
     Args:
         prediction: [2N, ...], unconditional half first.
-        scale: guidance scale w of ``u + w (c - u)``.
+        scale: guidance scale w of ``u + w (c - u)``, a number or what broadcasts over [N, ...].
 
     Returns:
         [N, ...].

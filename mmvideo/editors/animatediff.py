@@ -10,8 +10,10 @@ import torch
 
 from mmvideo.checkpoints.save import save_part
 from mmvideo.editors.latent_diffusion import LatentDiffusion
+from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.parts import export_motion_adapter
 from mmvideo.editors.request import Request, make_samples
+from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.registry import MODELS
 
 
@@ -22,18 +24,20 @@ class AnimateDiff(LatentDiffusion):
     Args: see ``LatentDiffusion``; ``motion_module`` is required.
     """
 
+    _OPTIONS: tuple[str, ...] = OPTIONS
+
     def __init__(self, motion_module: dict, **kwargs: Any) -> None:
         super().__init__(motion_module=motion_module, **kwargs)
 
     def infer(
         self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None = None,
+        prompt: Any,
+        negative_prompt: Any = None,
         video_length: int = 16,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 25,
-        guidance_scale: float = 7.5,
+        guidance_scale: Any = 7.5,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -41,17 +45,34 @@ class AnimateDiff(LatentDiffusion):
         num_videos_per_prompt: int = 1,
         decode_chunk_size: int = 16,
         callback: Callable | None = None,
+        *,
+        ip_adapter_image: Any = None,
+        ip_adapter_scale: Any = None,
+        ip_adapter_masks: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        clip_skip: int | None = None,
+        windows: dict[str, Any] | int | None = None,
+        free_init: dict[str, Any] | bool | None = None,
+        free_u: dict[str, Any] | bool | None = None,
+        free_noise: dict[str, Any] | bool | None = None,
+        motion_scale: Any = 1.0,
+        motion_strength: Any = 1.0,
+        output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate prompts.
 
         Args:
-            prompt: one text or several.
-            negative_prompt: what to steer away from; one for all, or one for each prompt.
-            video_length: frames.
+            prompt: one text or several; a text may change over the frames, as keyframes
+                (``{0: 'spring', 8: 'summer'}``) or as lines, see ``mmvideo.editors.timeline``.
+            negative_prompt: what to steer away from; one for all, or one for each prompt, which
+                may change likewise.
+            video_length: frames; more than the motion modules have positions for with ``windows``
+                or ``free_noise``.
             height: pixels, a multiple of the VAE's factor; None is the model's own size.
             width: pixels, likewise.
             num_inference_steps: calls of the scheduler.
-            guidance_scale: 1 or less runs without guidance, at half the cost.
+            guidance_scale: 1 or less runs without guidance, at half the cost; a number, one for
+                each frame, or keyframes.
             seed: sample i draws from ``seed + i``; or a list with one seed a sample.
             generator: CPU generators in place of seeds.
             latents: noise [N, C, T, H, W] of unit variance in place of drawn noise.
@@ -59,24 +80,70 @@ class AnimateDiff(LatentDiffusion):
             num_videos_per_prompt: samples a prompt.
             decode_chunk_size: frames the VAE decodes at once.
             callback: called after each step as ``(steps done, steps, latents)``.
+            ip_adapter_image: pictures as prompts, for each IP-Adapter that the model has; a
+                picture is a path, PIL image, array or tensor [3, H, W] in [0, 1]. Forms of this
+                and the next three arguments: ``mmvideo.models.conditioning.image_prompt``.
+            ip_adapter_scale: how strongly they work, also by blocks or pictures; None takes the
+                adapters' own.
+            ip_adapter_masks: where in the clip each picture counts.
+            ip_adapter_image_embeds: what the image encoder makes of pictures, in their place.
+            clip_skip: layers left out at the end of the text encoder; None or 0 uses all. What is
+                1 here is called 2 in other programs.
+            windows: denoise the clip in windows that slide over it, see
+                ``mmvideo.diffusion.windows.Windows``; a number is the length of a window.
+            free_init: sample the clip several times, each from the low frequencies of the last,
+                see ``mmvideo.diffusion.free_init.FreeInit``; True takes the published settings.
+            free_u: weigh the U-Net's skip connections anew, see
+                ``mmvideo.diffusion.free_u.FreeU``; likewise.
+            free_noise: noise that repeats and temporal attention in windows, see
+                ``mmvideo.diffusion.free_noise.FreeNoise``; likewise. With ``windows`` only its
+                noise is used.
+            motion_scale: how distinct frames are: a factor on the queries of the temporal
+                attention, more than 1 moves more. A number, one for each frame, keyframes, or by
+                block: ``{'down': 1.0, 'mid': 1.2, 'up.1': {0: 1.0, 8: 1.5}}``.
+            motion_strength: how much of what the motion modules do reaches a frame: 1 is all, 0
+                leaves a picture for itself. Forms as ``motion_scale``.
+            output_type: ``'video'``, or ``'latent'`` for what ``decode_chunks`` turns into pictures
+                one chunk of frames after the other, where a whole video is too large.
 
         Returns:
-            ``dict(samples=...)``: float in [0, 1], [N, C, T, H, W], on the CPU.
+            ``dict(samples=...)``: float in [0, 1], [N, C, T, H, W], on the CPU; or
+            ``dict(latents=...)``, [N, C, T, H, W] in latent cells.
 
         Raises:
             InputError: before anything is computed.
         """
         request = Request(
             samples=make_samples(
-                prompt, negative_prompt, num_videos_per_prompt, seed, generator, latents
+                prompt,
+                negative_prompt,
+                num_videos_per_prompt,
+                seed,
+                generator,
+                latents,
+                num_frames=video_length,
             ),
             num_frames=video_length,
             height=height or self.default_size,
             width=width or self.default_size,
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            options=self._options(
+                video_length,
+                guidance_scale=guidance_scale,
+                windows=windows,
+                free_init=free_init,
+                free_u=free_u,
+                free_noise=free_noise,
+                motion_scale=motion_scale,
+                motion_strength=motion_strength,
+            ),
             eta=eta,
             decode_chunk_size=decode_chunk_size,
+            output_type=output_type,
+            clip_skip=clip_skip,
+            image_prompts=ImagePrompts(
+                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
+            ),
         )
         self._check(request)
         return self._infer(request, callback)

@@ -52,7 +52,7 @@ class Autoencoder(BaseModel):
             return self._losses(frames, posterior)
         decoded = self.vae.decode(posterior.mode()).sample
         video = decoded.unflatten(0, (inputs.shape[0], -1)).transpose(1, 2)
-        return video if mode == 'tensor' else reconstructions(video, inputs, data_samples or {})
+        return video if mode == 'tensor' else reconstructions(video, inputs)
 
     def _losses(self, frames: torch.Tensor, posterior: Any) -> dict[str, torch.Tensor]:
         decoded = self.vae.decode(posterior.sample()).sample.float()
@@ -88,9 +88,7 @@ class Autoencoder(BaseModel):
         save_part(Path(folder) / 'vae', dict(self.vae.config), self.vae, dtype=dtype)
 
 
-def reconstructions(
-    video: torch.Tensor, target: torch.Tensor, data_samples: dict
-) -> list[dict[str, torch.Tensor]]:
+def reconstructions(video: torch.Tensor, target: torch.Tensor) -> list[dict[str, torch.Tensor]]:
     """Per sample, the reconstruction and its target as float [0, 1] [C, T, H, W]."""
     shown = [t.float().add(1).div(2).clamp(0, 1) for t in (video, target)]
     return [dict(video=v, target=t) for v, t in zip(*shown, strict=True)]

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmvideo.checkpoints.files import read_json
-from mmvideo.checkpoints.sources import local_root, resolve
+from mmvideo.checkpoints.sources import is_weight_file, resolve
 from mmvideo.editors.parts import split_source
 
+# What Stable Diffusion 1.5 has, where a config does not say.
+SAMPLE_SIZE = 64  # latent cells along a side of a picture
 _VAE_LEVELS = 4
 
 
@@ -22,12 +24,14 @@ class Facts:
         latent_channels: channels of a latent.
         sample_size: side of a latent that the model was trained on, in cells.
         max_frames: positions of the motion modules; None without a limit that a config tells.
+        levels: stages of the denoiser on its way down.
     """
 
     vae_scale: int
     latent_channels: int
     sample_size: int
     max_frames: int | None
+    levels: int = 4
 
     @property
     def default_size(self) -> int:
@@ -39,13 +43,25 @@ def read_facts(model: Mapping[str, Any]) -> Facts:
     """The facts of ``cfg.model``; reads ``config.json`` files, never weights."""
     vae = _settings(model.get('vae'))
     levels = len(vae.get('block_out_channels', ())) or _VAE_LEVELS
-    size = _settings(model.get('unet')).get('sample_size') or 64
+    unet = _settings(model.get('unet'))
+    size = unet.get('sample_size') or SAMPLE_SIZE
     return Facts(
         vae_scale=2 ** (levels - 1),
         latent_channels=vae.get('latent_channels', 4),
         sample_size=size if isinstance(size, int) else size[0],
         max_frames=_max_frames(model.get('motion_module')),
+        levels=len(unet.get('block_out_channels', ())) or 4,
     )
+
+
+def text_layers(model: Mapping[str, Any]) -> int | None:
+    """Layers of the text encoder; None where only its weights tell."""
+    part = model.get('text_encoder') or {}
+    source = part.get('from_pretrained')
+    if source is not None and is_weight_file(source):
+        return None
+    settings = _settings(part)
+    return settings.get('text_config', settings).get('num_hidden_layers', 12)
 
 
 def _settings(part: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -54,8 +70,7 @@ def _settings(part: Mapping[str, Any] | None) -> dict[str, Any]:
     source = where.pop('from_pretrained', None)
     if source is None:
         return keys
-    root = local_root(source)
-    if root is not None and root.is_file():
+    if is_weight_file(source):
         return keys
     place = {k: v for k, v in where.items() if k in ('subfolder', 'revision')}
     return {**read_json(resolve(source, filenames=('config.json',), **place)), **keys}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,37 @@ from mmvideo.diffusion.objective import (
     prediction_target,
     weighted_mse,
 )
-from mmvideo.diffusion.sampling import guide, sample
-from mmvideo.editors.facts import read_facts
-from mmvideo.editors.parts import build_unet, export_unet_config, weight_files
+from mmvideo.editors.adapters import Adaptable, check_adapters
+from mmvideo.editors.denoising import Denoising
+from mmvideo.editors.facts import SAMPLE_SIZE, read_facts, text_layers
+from mmvideo.editors.image_prompts import (
+    check_image_prompts,
+    image_prompts,
+    prepare_image_prompts,
+)
+from mmvideo.editors.options import Options, read_options
+from mmvideo.editors.parts import (
+    build_unet,
+    export_unet_config,
+    weight_files,
+    with_trained_betas,
+)
 from mmvideo.editors.preprocessor import build_preprocessor, given
 from mmvideo.editors.request import (
     Request,
-    Sample,
     as_prompts,
+    check_clip_skip,
     check_seeds,
     check_settings,
 )
 from mmvideo.errors import ConfigError, InputError, nearest
-from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
+from mmvideo.models.conditioning.text import encode_prompts
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 
-_SAMPLE_SIZE = 64  # latent cells a side, of Stable Diffusion 1.5
-_SHARED_SETTINGS = ('num_inference_steps', 'guidance_scale', 'eta', 'decode_chunk_size')
+_SHARED_SETTINGS = ('num_inference_steps', 'eta', 'decode_chunk_size', 'output_type')
 
 
-class LatentDiffusion(BaseModel):
+class LatentDiffusion(Denoising, Adaptable, BaseModel):
     """A VAE, a text encoder, a denoiser and a scheduler, to sample from and to train.
 
     Args:
@@ -57,8 +68,11 @@ class LatentDiffusion(BaseModel):
         timestep_range: training draws its timesteps from ``[first, last)``; None is all of them.
         predict: arguments of ``infer`` when a runner tests or validates.
         data_preprocessor: see ``VideoPreprocessor``.
+        adapters: configs of ``LoRA``, ``MotionLoRA``, ``TextualInversion``, ....
     """
 
+    # Of the options of a call (``mmvideo.editors.options``) those that this editor takes.
+    _OPTIONS: tuple[str, ...] = ()
     part_registries = {
         'vae': 'MODELS',
         'text_encoder': 'MODELS',
@@ -68,6 +82,7 @@ class LatentDiffusion(BaseModel):
         'train_scheduler': 'SCHEDULERS',
         'motion_module': 'MODELS',
         'condition_module': 'MODELS',
+        'adapters': 'MODELS',
     }
 
     def __init__(
@@ -85,24 +100,33 @@ class LatentDiffusion(BaseModel):
         timestep_range: Sequence[int] | None = None,
         predict: dict | None = None,
         data_preprocessor: dict | None = None,
+        adapters: Sequence[dict] = (),
     ) -> None:
         super().__init__(build_preprocessor(data_preprocessor))
         self._parts = dict(
             vae=vae, text_encoder=text_encoder, unet=unet, motion_module=motion_module
         )
         weight_files(self._parts)  # a missing file is found before another is read
+        check_adapters(adapters)
+        # The denoiser first: most files that do not fit are its, and it needs no other library.
+        unet_ = build_unet(unet, motion_module, **self._unet_options())
         self.scheduler = SCHEDULERS.build(scheduler)
         self.train_scheduler = SCHEDULERS.build(train_scheduler or scheduler)
         self.tokenizer = TOKENIZERS.build(tokenizer)
         self.vae = MODELS.build(vae)
         self.text_encoder = MODELS.build(text_encoder)
-        self.unet = build_unet(unet, motion_module, **self._unet_options())
+        self.unet = unet_  # last, as its place says where its optimizer state is
+        self.scheduler = with_trained_betas(self.scheduler, scheduler, self.unet)
+        self.train_scheduler = with_trained_betas(
+            self.train_scheduler, train_scheduler or scheduler, self.unet
+        )
         self.caption_dropout = caption_dropout
         self.min_snr_gamma = min_snr_gamma
-        self.timestep_range = self._check_timestep_range(timestep_range)
+        self.timestep_range = _bounds(timestep_range, self.train_scheduler)
         self.predict_arguments = dict(predict or {})
         self._check_prediction_type()
         self.set_trainable(trainable)
+        self._attach_adapters(adapters)
 
     # Parts ------------------------------------------------------------------------------------
 
@@ -111,29 +135,14 @@ class LatentDiffusion(BaseModel):
         return {}
 
     @property
-    def device(self) -> torch.device:
-        """Where the denoiser is."""
-        return next(self.unet.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the denoiser computes in."""
-        return next(self.unet.parameters()).dtype
-
-    @property
-    def vae_scale(self) -> int:
-        """Pixels along one side of a latent cell."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
     def default_size(self) -> int:
         """Side of a picture in pixels when a call names none."""
-        size = self.unet.sample_size or _SAMPLE_SIZE
+        size = self.unet.sample_size or SAMPLE_SIZE
         return (size if isinstance(size, int) else size[0]) * self.vae_scale
 
     def weight_files(self) -> list[Path]:
         """The files that the weights came from, for a recipe to name."""
-        return weight_files(self._parts)
+        return list(dict.fromkeys([*weight_files(self._parts), *self.adapter_files()]))
 
     def set_trainable(self, patterns: Sequence[str]) -> None:
         """Train the parameters that a pattern matches, freeze all others.
@@ -155,19 +164,16 @@ class LatentDiffusion(BaseModel):
         if kind not in PREDICTION_TYPES:
             raise ConfigError(f'scheduler.prediction_type={kind!r}: expected {PREDICTION_TYPES}.')
 
-    def _check_timestep_range(self, given: Sequence[int] | None) -> tuple[int, int]:
-        count = self.train_scheduler.config.num_train_timesteps
-        if given is None:
-            return (0, count)
-        bounds = tuple(given)
-        if len(bounds) != 2 or not all(isinstance(bound, int) for bound in bounds):
-            raise ConfigError(f'model.timestep_range={given!r}: expected two integers.')
-        first, last = bounds
-        if not 0 <= first < last <= count:
-            raise ConfigError(
-                f'model.timestep_range={given!r}: expected 0 <= first < last <= {count}.'
-            )
-        return (first, last)
+    @classmethod
+    def check_training(cls, model: Mapping[str, Any]) -> None:
+        """Refuse settings of training that cannot be, from ``cfg.model`` alone.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        if model.get('timestep_range') is not None:
+            schedule = SCHEDULERS.build(copy.deepcopy(_training_schedule(model)))
+            _bounds(model['timestep_range'], schedule)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Training mode for the denoiser; the VAE and a frozen text encoder stay as they are."""
@@ -194,10 +200,15 @@ class LatentDiffusion(BaseModel):
         for name in arguments:
             if name not in known or name == 'self':
                 raise InputError(f'{cls.__name__} takes no {name!r}.{nearest(name, known)}')
+        check_adapters(model.get('adapters') or ())
         facts = read_facts(model)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values.update(arguments)
-        as_prompts(values.get('prompt'))
+        frames = values.get('video_length', 1)
+        chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
+        options = read_options(chosen, frames, facts.max_frames, facts.levels)
+        as_prompts(values.get('prompt'), num_frames=frames)
+        as_prompts(values.get('negative_prompt') or '', 'negative_prompt', frames)
         check_seeds(values.get('seed'))
         size = facts.default_size
         settings = {
@@ -205,12 +216,24 @@ class LatentDiffusion(BaseModel):
         }
         check_settings(
             **settings,
-            num_frames=values.get('video_length', 1),
+            num_frames=frames,
             height=values.get('height') or size,
             width=values.get('width') or size,
             multiple=facts.vae_scale,
-            max_frames=facts.max_frames,
+            max_frames=options.frame_limit(facts.max_frames),
         )
+        if values.get('clip_skip') is not None:
+            check_clip_skip(values['clip_skip'], text_layers(model))
+        height, width = values.get('height'), values.get('width')
+        if 'image' not in known:  # else the picture says what is not given
+            height, width = height or size, width or size
+        clip = None if height is None or width is None else (height, width)
+        check_image_prompts(model, image_prompts(values), frames, clip)
+
+    def _options(self, num_frames: int, **values: Any) -> Options:
+        """The options among the arguments of ``infer``."""
+        levels = len(self.unet.down_blocks)
+        return read_options(values, num_frames, self.unet.max_frames, levels)
 
     def _check(self, request: Request) -> None:
         """``check`` for a model that is built."""
@@ -220,8 +243,9 @@ class LatentDiffusion(BaseModel):
             height=request.height,
             width=request.width,
             multiple=self.vae_scale,
-            max_frames=self.unet.max_frames,
+            max_frames=request.options.frame_limit(self.unet.max_frames),
         )
+        check_clip_skip(request.clip_skip, self.text_encoder.config.num_hidden_layers)
         expected = self._noise_shape(request)
         for item in request.samples:
             if item.latents is not None and tuple(item.latents.shape) != expected:
@@ -230,89 +254,10 @@ class LatentDiffusion(BaseModel):
                     f'latents has the shape {found}: expected {[found[0], *expected]}, '
                     '[N, C, T, H, W] in latent cells.'
                 )
-
-    @torch.no_grad()
-    def _infer(self, request: Request, callback: Callable | None) -> dict[str, torch.Tensor]:
-        latents = [self._denoise(group, request, callback) for group in self._groups(request)]
-        order = [i for group in self._groups(request) for i in (s.index for s in group)]
-        ordered = torch.cat(latents)[torch.tensor(order).argsort()]
-        return dict(samples=self.decode(ordered, request.decode_chunk_size))
-
-    def _groups(self, request: Request) -> list[list[Sample]]:
-        """Samples whose prompts need equally many chunks, so that none is padded for another."""
-        groups: dict[int, list[Sample]] = {}
-        for item in request.samples:
-            needed = max(
-                chunks_needed(self.tokenizer, text) for text in (item.prompt, item.negative_prompt)
-            )
-            groups.setdefault(needed, []).append(item)
-        return list(groups.values())
-
-    def _denoise(
-        self, group: list[Sample], request: Request, callback: Callable | None
-    ) -> torch.Tensor:
-        scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(request.num_inference_steps)
-        timesteps = self._timesteps(scheduler, request)
-        latents = self._start(group, request, scheduler, timesteps)
-        guided = request.guidance_scale > 1
-        context = self._context(group, guided)
-        extra = self._condition(group, request, guided)
-
-        def denoise(scaled: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            halves = torch.cat([scaled] * 2) if guided else scaled
-            halves = self._model_input(halves.to(self.dtype), extra)
-            prediction = self.unet(halves, timestep.to(self.device), context).to(scaled)
-            return guide(prediction, request.guidance_scale) if guided else prediction
-
-        generators = [item.generator for item in group]
-        return sample(denoise, scheduler, latents, timesteps, generators, request.eta, callback)
-
-    def _timesteps(self, scheduler: Any, request: Request) -> torch.Tensor:
-        return scheduler.timesteps
-
-    def _start(
-        self, group: list[Sample], request: Request, scheduler: Any, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        """Latents at the noise level of the first timestep, float32 on the device."""
-        noise = torch.stack([self._noise(item, request) for item in group]).to(self.device)
-        return noise * scheduler.init_noise_sigma
-
-    def _noise(self, item: Sample, request: Request) -> torch.Tensor:
-        """[C, T, H, W] from the sample's own CPU generator, so it depends on nothing else."""
-        if item.latents is not None:
-            return item.latents.float()
-        return torch.randn(self._noise_shape(request), generator=item.generator)
-
-    def _noise_shape(self, request: Request) -> tuple[int, ...]:
-        """(C, T, H, W) of one sample."""
-        cells = (request.height // self.vae_scale, request.width // self.vae_scale)
-        return (self.vae.config.latent_channels, request.num_frames, *cells)
-
-    def _context(self, group: list[Sample], guided: bool) -> torch.Tensor:
-        prompts = [item.prompt for item in group]
-        negative = [item.negative_prompt for item in group]
-        everything = [*negative, *prompts] if guided else prompts
-        count = max(chunks_needed(self.tokenizer, text) for text in [*negative, *prompts])
-        context = encode_prompts(self.tokenizer, self.text_encoder, everything, count)
-        return context.to(self.dtype)
-
-    def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
-        """What stays the same in every step and is not text; None here."""
-        return None
-
-    def _model_input(self, latents: torch.Tensor, extra: Any) -> torch.Tensor:
-        return latents
-
-    def decode(self, latents: torch.Tensor, chunk_size: int = 16) -> torch.Tensor:
-        """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, by chunks of frames."""
-        frames = latents.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
-        frames = frames / self.vae.config.scaling_factor
-        decoded = [
-            self.vae.decode(chunk).sample.float().add(1).div(2).clamp(0, 1).cpu()
-            for chunk in frames.split(chunk_size)
-        ]
-        return torch.cat(decoded).unflatten(0, (latents.shape[0], -1)).transpose(1, 2).contiguous()
+        clip = (request.height, request.width)
+        request.pictures = prepare_image_prompts(
+            self, request.image_prompts, request.num_frames, clip
+        )
 
     # Training ---------------------------------------------------------------------------------
 
@@ -409,3 +354,21 @@ class LatentDiffusion(BaseModel):
 
     def _save_unet(self, folder: Path, dtype: str | None) -> None:
         save_part(folder / 'unet', export_unet_config(self.unet), self.unet, dtype=dtype)
+
+
+def _training_schedule(model: Mapping[str, Any]) -> Any:
+    return model.get('train_scheduler') or model.get('scheduler')
+
+
+def _bounds(given: Any, scheduler: Any) -> tuple[int, int]:
+    """``timestep_range`` as the first timestep and the one after the last."""
+    count = scheduler.config.num_train_timesteps
+    if given is None:
+        return (0, count)
+    pair = isinstance(given, (list, tuple)) and len(given) == 2
+    if not pair or not all(type(bound) is int for bound in given):
+        raise ConfigError(f'model.timestep_range={given!r}: expected two integers.')
+    first, last = given
+    if not 0 <= first < last <= count:
+        raise ConfigError(f'model.timestep_range={given!r}: expected 0 <= first < last <= {count}.')
+    return (first, last)

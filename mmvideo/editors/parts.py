@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmvideo.checkpoints.load import load_into, read_part, without_weights
+from mmvideo.checkpoints.layouts import FAMILIES, Betas
+from mmvideo.checkpoints.load import load_into, without_weights
 from mmvideo.checkpoints.motion import MotionWeights, describe, merge_conv_in, read_motion
+from mmvideo.checkpoints.single_file import read_model_part
 from mmvideo.checkpoints.sources import DIFFUSERS_FILES, local_root, resolve_weights
 from mmvideo.errors import ConfigError
-from mmvideo.models.unet import VideoUNet, motion_arguments, unet_arguments
+from mmvideo.models.unet import VideoUNet, motion_arguments, unet_arguments, video_config
 from mmvideo.registry import MODELS
 
+_LOG = logging.getLogger(__name__)
 SOURCE_KEYS = ('from_pretrained', 'subfolder', 'variant', 'revision', 'dtype')
 _MOTION = '.motion_modules.'
 
@@ -28,6 +32,7 @@ class Blueprint:
     settings: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     dtype: str = 'float32'
+    betas: Betas | None = None
 
 
 def build_unet(
@@ -39,7 +44,8 @@ def build_unet(
     """Build the denoiser and fill it with every weight that the config names.
 
     Args:
-        unet: config of ``VideoUNet``: ``from_pretrained`` or its architecture.
+        unet: config of ``VideoUNet``: ``from_pretrained`` or its architecture. ``ema=True`` takes
+            the EMA copy of a single file that has both.
         motion_module: config of ``MotionModule``: likewise; None for pictures.
         in_channels: channels of the input when a condition joins the latents. Those that no
             weight file has start at zero.
@@ -52,6 +58,11 @@ def build_unet(
     motion = None
     if motion_module is not None:
         motion = _add_motion(plan, motion_module)
+    if motion is not None and motion.conv_in is not None and in_channels is None:
+        raise ConfigError(
+            f'model.motion_module: {motion.paths[0]} is '
+            f"{FAMILIES[motion.family].title}, whose convolution only model.type='PIA' uses."
+        )
     if in_channels is not None:
         _widen(plan, in_channels, motion, first_channels)
     return _realise(plan, fresh_motion=motion_module is not None and motion is None)
@@ -62,11 +73,13 @@ def image_blueprint(unet: Mapping[str, Any]) -> Blueprint:
     where, keys = split_source(unet)
     if keys.pop('type', 'VideoUNet') != 'VideoUNet':
         raise ConfigError(f"model.unet: type {unet['type']!r} is no denoiser; use 'VideoUNet'.")
-    dtype = where.pop('dtype', 'float32')
+    dtype, ema = where.pop('dtype', 'float32'), keys.pop('ema', False)
     if 'from_pretrained' not in where:
+        if ema:
+            raise ConfigError('model.unet: ema=True needs a from_pretrained that has EMA weights.')
         return Blueprint(keys, dtype=dtype)
     source = where.pop('from_pretrained')
-    config, tensors = read_part(source, weights=DIFFUSERS_FILES, **where)
+    config, tensors = read_model_part(source, 'unet', weights=DIFFUSERS_FILES, ema=ema, **where)
     return Blueprint({**unet_arguments(config), **keys}, tensors, dtype)
 
 
@@ -83,8 +96,16 @@ def _add_motion(plan: Blueprint, motion_module: Mapping[str, Any]) -> MotionWeig
     if 'from_pretrained' not in where:
         plan.settings['motion_module'] = keys
         return None
-    weights = read_motion(where.pop('from_pretrained'), **where)
+    source = where.pop('from_pretrained')
+    weights = read_motion(source, max_positions=keys.get('max_positions'), **where)
+    asked = plan.settings.get('motion_mid_block')
+    if asked not in (None, weights.mid_block):
+        raise ConfigError(
+            f'model.unet: motion_mid_block={asked}, but {source} is '
+            f'{FAMILIES[weights.family].title} with motion_mid_block={weights.mid_block}.'
+        )
     found = motion_arguments(weights.config, plan.settings)
+    plan.betas = weights.betas
     scopes = weights.norm_scopes
     if 'motion_norm_scope' in scopes:
         found['motion_module'].setdefault('norm_scope', scopes['motion_norm_scope'])
@@ -127,11 +148,41 @@ def _realise(plan: Blueprint, fresh_motion: bool) -> VideoUNet:
             model = MODELS.build(config)
         load_into(model, plan.tensors, 'unet', plan.dtype)
     model.settings = plan.settings
+    model.trained_betas = plan.betas
     return model
+
+
+def with_trained_betas(scheduler: Any, config: Mapping[str, Any], unet: VideoUNet) -> Any:
+    """The scheduler with the betas that the motion modules were trained with, if it names none.
+
+    What the config names goes before that, as with norm scopes; a difference is logged, because
+    nothing else shows it but poor videos.
+
+    Args:
+        scheduler: built from ``config``.
+        config: of the scheduler.
+        unet: from ``build_unet``.
+    """
+    if unet.trained_betas is None or scheduler.config.get('trained_betas') is not None:
+        return scheduler
+    trained = asdict(unet.trained_betas)
+    if not {'from_pretrained', *trained} & set(config):
+        return type(scheduler).from_config(scheduler.config, **trained)
+    differ = [f'{k}={scheduler.config[k]}' for k, v in trained.items() if scheduler.config[k] != v]
+    if differ:
+        _LOG.warning(
+            'the scheduler has %s; the motion modules were trained with %s',
+            ', '.join(differ),
+            ', '.join(f'{key}={value}' for key, value in trained.items()),
+        )
+    return scheduler
 
 
 def export_unet_config(unet: VideoUNet) -> dict[str, Any]:
     """``config.json`` of the denoiser under diffusers' names."""
+    video = video_config(unet.settings)
+    if video is not None:
+        return video
     settings = dict(unet.settings)
     motion = dict(settings.pop('motion_module', None) or {})
     mid_block = settings.pop('motion_mid_block', False)
@@ -192,4 +243,5 @@ __all__ = [
     'image_blueprint',
     'split_source',
     'weight_files',
+    'with_trained_betas',
 ]

@@ -8,12 +8,22 @@ from typing import Any, Literal
 import torch
 
 from mmvideo.editors.animatediff import AnimateDiff
+from mmvideo.editors.denoising import Schedule
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
+from mmvideo.editors.motion import (
+    clip_affinity,
+    clip_images,
+    condition_frames,
+    motion_entries,
+    spread_motion,
+)
+from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.preprocessor import given
 from mmvideo.editors.request import Request, Sample, make_samples, spread
 from mmvideo.errors import InputError
-from mmvideo.models.conditioning.affinity import affinity_at_inference
+from mmvideo.models.conditioning.affinity import nearest_condition
+from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.models.conditioning.pia import prepare_condition_image
 from mmvideo.registry import MODELS
 
@@ -28,6 +38,9 @@ class PIA(AnimateDiff):
             personalised) image model's, ``'pia'`` takes those of PIA's checkpoint.
         kwargs: see ``LatentDiffusion``.
     """
+
+    # Here ``motion_scale`` is the affinity.
+    _OPTIONS = tuple(name for name in OPTIONS if name != 'motion_scale')
 
     def __init__(
         self, condition_module: dict, first_channels: Literal['base', 'pia'] = 'base', **kwargs: Any
@@ -45,13 +58,13 @@ class PIA(AnimateDiff):
 
     def infer(
         self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None = None,
+        prompt: Any,
+        negative_prompt: Any = None,
         video_length: int = 16,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 25,
-        guidance_scale: float = 7.5,
+        guidance_scale: Any = 7.5,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -62,25 +75,43 @@ class PIA(AnimateDiff):
         *,
         image: Any = None,
         strength: float = 1.0,
-        motion_scale: int | str | Sequence[Any] = 0,
-        condition_frame: int = 0,
+        motion_scale: Any = 0,
+        condition_frame: int | Sequence[int] = 0,
+        condition_rule: str = 'nearest',
+        ip_adapter_image: Any = None,
+        ip_adapter_scale: Any = None,
+        ip_adapter_masks: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        clip_skip: int | None = None,
+        windows: dict[str, Any] | int | None = None,
+        free_init: dict[str, Any] | bool | None = None,
+        free_u: dict[str, Any] | bool | None = None,
+        free_noise: dict[str, Any] | bool | None = None,
+        motion_strength: Any = 1.0,
+        output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate pictures.
 
         Args:
             prompt: one text, or one for each picture.
             image: a path, PIL image, uint8 array [H, W, 3] or float tensor [3, H, W] in [0, 1];
-                a list of them for several samples.
+                a list of them for several samples. With several condition frames each sample has
+                a list of as many pictures.
             height: pixels; None follows the picture (long edge at most 512, multiple of 8).
             width: pixels, likewise.
             strength: below 1, sampling starts from the noised picture instead of pure noise.
-            motion_scale: 0 to 8 or a table's name (``'small'``, ``'loop-large'``, ...), or a list
-                of numbers, the affinity by distance from the condition frame.
-            condition_frame: which frame the picture is.
+            motion_scale: 0 to 8 or a table's name (``'small'``, ``'loop-large'``, ...), made for 16
+                frames; ``'fit-small'``, ``'fit-loop-large'``, ...: these stretched to the clip; a
+                list of numbers, the affinity by distance from the condition frame; or keyframes,
+                the affinity by frame. A list of names, lists or keyframes has one for each sample.
+            condition_frame: which frame the picture is; a list for several pictures of a clip.
+            condition_rule: how the affinities to several pictures become one, see
+                ``mmvideo.editors.motion.clip_affinity``.
 
         Other arguments, result and errors: see ``AnimateDiff.infer``.
         """
-        images = self._images(image, height, width)
+        frames = condition_frames(condition_frame, video_length)
+        images = self._images(image, height, width, len(frames))
         samples = make_samples(
             prompt,
             negative_prompt,
@@ -89,6 +120,7 @@ class PIA(AnimateDiff):
             generator,
             latents,
             repeat=len(images),
+            num_frames=video_length,
         )
         size = images[0].shape[-2:]
         request = Request(
@@ -97,19 +129,34 @@ class PIA(AnimateDiff):
             height=int(size[0]),
             width=int(size[1]),
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            options=self._options(
+                video_length,
+                guidance_scale=guidance_scale,
+                windows=windows,
+                free_init=free_init,
+                free_u=free_u,
+                free_noise=free_noise,
+                motion_strength=motion_strength,
+            ),
             eta=eta,
             decode_chunk_size=decode_chunk_size,
+            output_type=output_type,
+            clip_skip=clip_skip,
             strength=strength,
+            image_prompts=ImagePrompts(
+                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
+            ),
         )
         self._check(request)
-        if len(images) not in (1, len(samples) // num_videos_per_prompt):
+        count = len(samples) // num_videos_per_prompt
+        if len(images) not in (1, count):
             raise InputError(f'{len(images)} images for {len(samples)} samples.')
-        pictures = [p for p in images for _ in range(num_videos_per_prompt)]
-        pictures = spread(pictures if len(images) > 1 else images, len(samples), 'image')
-        affinity = affinity_at_inference(motion_scale, video_length, condition_frame)
-        for item, picture in zip(samples, pictures, strict=True):
-            item.extras = dict(image=picture, affinity=affinity)
+        pictures, motions = spread(images, count, 'image'), spread_motion(motion_scale, count)
+        nearest = nearest_condition(video_length, frames)
+        for item in samples:
+            place = item.index // num_videos_per_prompt
+            affinity = clip_affinity(motions[place], video_length, frames, condition_rule)
+            item.extras = dict(image=pictures[place], affinity=affinity, nearest=nearest)
         return self._infer(request, callback)
 
     @classmethod
@@ -118,35 +165,39 @@ class PIA(AnimateDiff):
         super().check(model, arguments)
         if arguments.get('image') is None:
             raise InputError('image is missing: PIA animates a picture; give its path.')
-        affinity_at_inference(
-            arguments.get('motion_scale', 0),
-            arguments.get('video_length', 16),
-            arguments.get('condition_frame', 0),
-        )
+        length = arguments.get('video_length', 16)
+        frames = condition_frames(arguments.get('condition_frame', 0), length)
+        for motion in motion_entries(arguments.get('motion_scale', 0)):
+            clip_affinity(motion, length, frames, arguments.get('condition_rule', 'nearest'))
         multiple = read_facts(model).vae_scale
-        image = arguments['image']
-        for item in image if isinstance(image, (list, tuple)) else [image]:
-            prepare_condition_image(
-                item, arguments.get('height'), arguments.get('width'), multiple=multiple
-            )
+        for pictures in clip_images(arguments['image'], len(frames)):
+            for item in pictures:
+                prepare_condition_image(
+                    item, arguments.get('height'), arguments.get('width'), multiple=multiple
+                )
 
-    def _images(self, image: Any, height: int | None, width: int | None) -> list[torch.Tensor]:
+    def _images(
+        self, image: Any, height: int | None, width: int | None, per_clip: int
+    ) -> list[torch.Tensor]:
+        """The prepared pictures of each sample, [K, 3, H, W]."""
         if image is None:
             raise InputError('image is missing: PIA animates a picture; give its path.')
-        images = list(image) if isinstance(image, (list, tuple)) else [image]
         prepared = [
-            prepare_condition_image(i, height, width, multiple=self.vae_scale) for i in images
+            [prepare_condition_image(i, height, width, multiple=self.vae_scale) for i in pictures]
+            for pictures in clip_images(image, per_clip)
         ]
-        if len({tuple(p.shape) for p in prepared}) > 1:
-            sizes = sorted({f'{p.shape[2]}x{p.shape[1]}' for p in prepared})
+        shapes = {tuple(picture.shape) for pictures in prepared for picture in pictures}
+        if len(shapes) > 1:
+            sizes = sorted(f'{shape[2]}x{shape[1]}' for shape in shapes)
             raise InputError(
                 f'images of several sizes ({", ".join(sizes)}): give height and width.'
             )
-        return prepared
+        return [torch.stack(pictures) for pictures in prepared]
 
-    def _timesteps(self, scheduler: Any, request: Request) -> torch.Tensor:
-        steps = request.num_inference_steps
+    def _timesteps(self, scheduler: Any, steps: int, request: Request) -> torch.Tensor:
         skipped = steps - min(int(steps * request.strength), steps)
+        # FreeInit's short first rounds keep at least their last step.
+        skipped = min(skipped, steps - 1) if steps < request.num_inference_steps else skipped
         if skipped == steps:
             raise InputError(
                 f'strength={request.strength} leaves none of {steps} steps: raise one of them.'
@@ -156,35 +207,51 @@ class PIA(AnimateDiff):
             scheduler.set_begin_index(skipped * order)
         return scheduler.timesteps[skipped * order :]
 
-    def _start(
-        self, group: list[Sample], request: Request, scheduler: Any, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def _prepare(self, group: list[Sample]) -> None:
         # The official order of random draws: noise first, then the sample of the image's latent.
-        noise = torch.stack([self._noise(item, request) for item in group]).to(self.device)
         for item in group:
             item.extras['latent'] = self._encode_image(item)
+
+    def _noised(
+        self, group: list[Sample], request: Request, schedule: Schedule, noise: torch.Tensor
+    ) -> torch.Tensor:
         if request.strength >= 1:
-            return noise * scheduler.init_noise_sigma
-        clean = torch.stack([item.extras['latent'] for item in group]).to(self.device)
-        clean = clean.unsqueeze(2).expand_as(noise)
-        return scheduler.add_noise(clean, noise, timesteps[:1].repeat(len(group)))
+            return super()._noised(group, request, schedule, noise)
+        clean = [item.extras['latent'][item.extras['nearest']] for item in group]  # T C H W each
+        return _at_start(schedule, torch.stack(clean).transpose(1, 2).to(noise), noise)
+
+    def _noised_again(
+        self, latents: torch.Tensor, request: Request, schedule: Schedule, noise: torch.Tensor
+    ) -> torch.Tensor:
+        if request.strength >= 1:
+            return super()._noised_again(latents, request, schedule, noise)
+        return _at_start(schedule, latents, noise)
 
     def _encode_image(self, item: Sample) -> torch.Tensor:
-        picture = item.extras['image'].unsqueeze(0).to(self.device, self.vae.dtype)
-        moments = self.vae.encode(picture).latent_dist
+        """Latents [K, C, H, W] of the pictures of a clip."""
+        pictures = item.extras['image'].to(self.device, self.vae.dtype)
+        moments = self.vae.encode(pictures).latent_dist
         noise = torch.randn(moments.mean.shape, generator=item.generator)
         latent = moments.mean + moments.std * noise.to(moments.mean)
-        return latent[0].float() * self.vae.config.scaling_factor
+        return latent.float() * self.vae.config.scaling_factor
 
     def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
         latent = torch.stack([item.extras['latent'] for item in group]).to(self.device, self.dtype)
         affinity = torch.stack([item.extras['affinity'] for item in group]).to(latent)
         if guided:
             latent, affinity = torch.cat([latent] * 2), torch.cat([affinity] * 2)
-        return latent, affinity
+        return latent, affinity, group[0].extras['nearest'].to(self.device)
 
-    def _model_input(self, latents: torch.Tensor, extra: Any) -> torch.Tensor:
-        return self.condition_module.inputs(latents, *extra)
+    def _model_input(
+        self, latents: torch.Tensor, extra: Any, frames: torch.Tensor | None
+    ) -> torch.Tensor:
+        latent, affinity, nearest = extra  # N K C H W, N T, T
+        if frames is not None:
+            chosen = frames.to(self.device)
+            affinity, nearest = affinity[:, chosen], nearest[chosen]
+        several = latent.shape[1] > 1
+        picture = latent[:, nearest].transpose(1, 2) if several else latent[:, 0]
+        return self.condition_module.inputs(latents, picture, affinity)
 
     def _predict_condition(self, inputs: torch.Tensor | None) -> dict[str, Any]:
         """The clips' first frames as pictures, float [0, 1] [C, H, W]."""
@@ -210,3 +277,9 @@ class PIA(AnimateDiff):
             given(data_samples, 'affinity_scores', 'every frame against every frame'), chosen
         )
         return LatentDiffusion.loss(self, clean, data_samples)
+
+
+def _at_start(schedule: Schedule, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Clean latents [N, C, T, H, W] at the noise level of the first timestep."""
+    first = schedule.timesteps[:1].repeat(len(clean))
+    return schedule.scheduler.add_noise(clean, noise, first)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from mmvideo.editors.checks import check_choice, check_range, check_whole
+from mmvideo.editors.options import Options
+from mmvideo.editors.timeline import Timeline, text_timeline
 from mmvideo.errors import InputError
+from mmvideo.models.conditioning.image_prompt import AdapterPrompt, ImagePrompts
 
 MAX_SEED = 2**63 - 1
 
@@ -18,11 +22,16 @@ class Sample:
     """One video to make: what belongs to it alone."""
 
     index: int
-    prompt: str
-    negative_prompt: str
+    prompt: Timeline
+    negative_prompt: Timeline
     generator: torch.Generator
     latents: torch.Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        """Every prompt that is encoded for it."""
+        return [*self.prompt.values, *self.negative_prompt.values]
 
 
 @dataclass
@@ -34,10 +43,14 @@ class Request:
     height: int
     width: int
     num_inference_steps: int
-    guidance_scale: float
+    options: Options
     eta: float = 0.0
     decode_chunk_size: int = 16
     strength: float = 1.0
+    output_type: str = 'video'
+    clip_skip: int | None = None
+    image_prompts: ImagePrompts = field(default_factory=ImagePrompts)
+    pictures: list[AdapterPrompt] = field(default_factory=list)  # of each adapter, when checked
 
 
 def check_settings(
@@ -46,10 +59,10 @@ def check_settings(
     height: int,
     width: int,
     num_inference_steps: int,
-    guidance_scale: float,
     eta: float = 0.0,
     decode_chunk_size: int = 16,
     strength: float = 1.0,
+    output_type: str = 'video',
     multiple: int = 8,
     max_frames: int | None = None,
 ) -> None:
@@ -57,7 +70,7 @@ def check_settings(
 
     Args:
         multiple: height and width must be multiples of this, the VAE's factor.
-        max_frames: positions of the motion modules, None for no limit.
+        max_frames: positions of the motion modules, None for no limit. Windows have none.
 
     Raises:
         InputError: naming the setting, its value and the nearest valid one.
@@ -67,18 +80,17 @@ def check_settings(
         ('num_inference_steps', num_inference_steps),
         ('decode_chunk_size', decode_chunk_size),
     ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f'{name}={value!r}: expected an integer >= 1.')
+        check_whole(name, value, 1)
     if max_frames is not None and num_frames > max_frames:
         raise InputError(
             f'num_frames={num_frames}: the motion modules have positions for {max_frames} frames. '
-            f'Ask for at most {max_frames}, or use a motion module with more positions.'
+            f'Ask for at most {max_frames}, or for windows: windows=dict(length={max_frames}).'
         )
     for name, value in (('height', height), ('width', width)):
         check_size(name, value, multiple)
-    check_range('guidance_scale', guidance_scale, 0, 100)
     check_range('eta', eta, 0, 1)
     check_range('strength', strength, 0, 1, open_low=True)
+    check_choice('output_type', output_type, ('video', 'latent'))
 
 
 def check_size(name: str, value: int, multiple: int) -> None:
@@ -91,12 +103,17 @@ def check_size(name: str, value: int, multiple: int) -> None:
         )
 
 
-def check_range(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
-    """A finite number inside a closed range (or one open below)."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (low <= value <= high) or (open_low and value == low):
-        bracket = '(' if open_low else '['
-        raise InputError(f'{name}={value!r}: expected a number in {bracket}{low}, {high}].')
+def check_clip_skip(value: Any, layers: int | None) -> None:
+    """Refuse to leave out all ``layers`` of the text encoder, or more; None are unknown."""
+    if value is None:
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < 0 or (layers is not None and value >= layers):
+        limit = '' if layers is None else f' to {layers - 1}'
+        raise InputError(
+            f'clip_skip={value!r}: expected None or an integer from 0{limit}, layers to leave out '
+            'at the end of the text encoder.'
+        )
 
 
 def check_seeds(seed: int | Sequence[int] | None, count: int | None = None) -> None:
@@ -111,15 +128,22 @@ def check_seeds(seed: int | Sequence[int] | None, count: int | None = None) -> N
         raise InputError(f'{len(seed)} seeds for {count} samples: give one seed for each, or one.')
 
 
-def as_prompts(prompt: str | Sequence[str] | None, name: str = 'prompt') -> list[str]:
-    """One prompt or several, as a list of strings."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+def as_prompts(prompt: Any, name: str = 'prompt', num_frames: int | None = None) -> list[Timeline]:
+    """One prompt or several, each a text or keyframes, as a list of timelines.
+
+    Args:
+        num_frames: of the clip, which must have every key; None checks no key.
+    """
+    single = isinstance(prompt, (str, Mapping, Timeline))
+    prompts = [prompt] if single else list(prompt or [])
     if not prompts:
         raise InputError(f'{name} is missing: give a text, or a list of texts.')
-    for text in prompts:
-        if not isinstance(text, str):
-            raise InputError(f'{name} must be text, got {type(text).__name__} {text!r}.')
-    return prompts
+    timelines = [text_timeline(value, name) for value in prompts]
+    if num_frames is not None:
+        check_whole('num_frames', num_frames, 1)
+        for timeline in timelines:
+            timeline.check(name, num_frames)
+    return timelines
 
 
 def spread(values: Any, count: int, name: str) -> list[Any]:
@@ -133,13 +157,14 @@ def spread(values: Any, count: int, name: str) -> list[Any]:
 
 
 def make_samples(
-    prompt: str | Sequence[str],
-    negative_prompt: str | Sequence[str] | None,
+    prompt: Any,
+    negative_prompt: Any,
     num_videos_per_prompt: int,
     seed: int | Sequence[int] | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     latents: torch.Tensor | None,
     repeat: int = 1,
+    num_frames: int | None = None,
 ) -> list[Sample]:
     """One ``Sample`` for each prompt and video.
 
@@ -148,14 +173,16 @@ def make_samples(
 
     Args:
         repeat: for one prompt with several images, how many samples it stands for.
+        num_frames: of the clip, for prompts that change.
     """
-    prompts = as_prompts(prompt)
+    prompts = as_prompts(prompt, num_frames=num_frames)
     prompts = prompts * repeat if len(prompts) == 1 else prompts
     if not isinstance(num_videos_per_prompt, int) or num_videos_per_prompt < 1:
         raise InputError(f'num_videos_per_prompt={num_videos_per_prompt!r}: expected >= 1.')
     prompts = [text for text in prompts for _ in range(num_videos_per_prompt)]
     count = len(prompts)
-    negative = [''] if negative_prompt is None else as_prompts(negative_prompt, 'negative_prompt')
+    unwanted = '' if negative_prompt is None else negative_prompt
+    negative = as_prompts(unwanted, 'negative_prompt', num_frames)
     if len(negative) * num_videos_per_prompt == count and len(negative) > 1:
         negative = [text for text in negative for _ in range(num_videos_per_prompt)]
     negative = spread(negative, count, 'negative_prompt')

@@ -9,12 +9,15 @@ import torch
 
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.request import Request, make_samples
+from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.registry import MODELS
 
 
 @MODELS.register_module()
 class TextToImage(LatentDiffusion):
     """A latent text-to-image model (Rombach et al. 2022). Arguments: see ``LatentDiffusion``."""
+
+    _OPTIONS = ('free_u',)
 
     def infer(
         self,
@@ -31,6 +34,13 @@ class TextToImage(LatentDiffusion):
         num_videos_per_prompt: int = 1,
         decode_chunk_size: int = 16,
         callback: Callable | None = None,
+        *,
+        ip_adapter_image: Any = None,
+        ip_adapter_scale: Any = None,
+        ip_adapter_masks: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        clip_skip: int | None = None,
+        free_u: dict[str, Any] | bool | None = None,
     ) -> dict[str, Any]:
         """Draw pictures; arguments as ``AnimateDiff.infer``.
 
@@ -45,9 +55,13 @@ class TextToImage(LatentDiffusion):
             height=height or self.default_size,
             width=width or self.default_size,
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            options=self._options(1, guidance_scale=guidance_scale, free_u=free_u),
             eta=eta,
             decode_chunk_size=decode_chunk_size,
+            clip_skip=clip_skip,
+            image_prompts=ImagePrompts(
+                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
+            ),
         )
         self._check(request)
         return self._infer(request, callback)

@@ -10,22 +10,48 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from mmvideo.registry import DATASETS, HOOKS, LOOPS, OPTIM_WRAPPERS
+from mmvideo.registry import (
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+)
 
 
 def check_training(cfg: Any) -> None:
-    """Let loop, optimizer wrapper, hooks and dataset of a config check their settings.
+    """Let editor, loop, optimizer wrapper, hooks and dataset of a config check their settings.
 
     Raises:
         UserError: of the part that refuses.
     """
+    check_model(cfg.get('model'))
     _ask(LOOPS, cfg.get('train_cfg'))
     _ask(OPTIM_WRAPPERS, cfg.get('optim_wrapper'))
+    check_constructor(cfg.get('optim_wrapper'))
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
     for hook in hooks:
         if isinstance(hook, Mapping):
             HOOKS.build(copy.deepcopy(hook))
     check_dataset((cfg.get('train_dataloader') or {}).get('dataset'))
+
+
+def check_model(model: Any) -> None:
+    """Let the editor's class check what training reads of its settings, where it can."""
+    if not isinstance(model, Mapping) or 'type' not in model:
+        return
+    if (check := getattr(MODELS.get(model['type']), 'check_training', None)) is not None:
+        check(model)
+
+
+def check_constructor(optim_wrapper: Any) -> None:
+    """Let the constructor of the optimizer check ``paramwise_cfg``, where it has a ``check``."""
+    if not isinstance(optim_wrapper, Mapping) or 'constructor' not in optim_wrapper:
+        return
+    constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(optim_wrapper['constructor'])
+    if (check := getattr(constructor, 'check', None)) is not None:
+        check(optim_wrapper.get('paramwise_cfg'))
 
 
 def check_dataset(dataset: Any) -> None:

@@ -1,5 +1,5 @@
 """Networks: the trunk, conditioning, and the parts borrowed from other libraries."""
 
-from mmvideo.models import borrowed, conditioning, unet
+from mmvideo.models import adapters, borrowed, conditioning, unet
 
-__all__ = ['borrowed', 'conditioning', 'unet']
+__all__ = ['adapters', 'borrowed', 'conditioning', 'unet']

@@ -202,22 +202,9 @@ def test_hub_files_come_from_the_cache(tmp_path, monkeypatch):
     save_part(folder, {}, Tiny())
     (repository / 'refs').mkdir()
     (repository / 'refs' / 'main').write_text(commit)
-    from mmvideo.checkpoints import hub
-
-    monkeypatch.setattr(
-        hub,
-        'try_to_load_from_cache',
-        lambda *args, **kw: hub_cache_lookup(cache, *args, **kw),
-    )
     assert resolve('some/model', 'vae', filenames=(MODEL,)) == folder / MODEL
     assert all(file.present for file in plan('some/model', 'vae'))
     assert sorted(read_part('some/model', 'vae')[1]) == sorted(Tiny().state_dict())
-
-
-def hub_cache_lookup(cache, repo_id, filename, revision=None):
-    from huggingface_hub import try_to_load_from_cache
-
-    return try_to_load_from_cache(repo_id, filename, cache_dir=cache, revision=revision)
 
 
 def test_a_config_that_is_no_json_is_named(tmp_path):

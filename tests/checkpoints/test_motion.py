@@ -181,7 +181,10 @@ def test_a_whole_unet_of_the_pia_trainer(tmp_path):
 @pytest.mark.parametrize(
     ('keys', 'family'),
     [
-        (['controlnet_cond_embedding.conv_in.weight', 'conv_in.weight'], 'sparsectrl_scribble'),
+        (
+            ['controlnet_cond_embedding.conv_in.weight', 'down_blocks.0.motion_modules.0.x'],
+            'sparsectrl_scribble',
+        ),
         (
             ['controlnet_cond_embedding.weight', 'down_blocks.0.motion_modules.0.x'],
             'sparsectrl_rgb',

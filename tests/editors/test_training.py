@@ -244,3 +244,63 @@ def test_what_the_dataset_lacks_is_named(build: Callable) -> None:
     config = dict(type='PIACondition', statistics='webvid')
     with pytest.raises(InputError, match="no 'affinity_scores'"):
         build('PIA', condition_module=config)(None, dict(samples, caption=['a']), mode='loss')
+
+
+# --- timesteps ----------------------------------------------------------------------------------
+
+
+def drawn_timesteps(editor: Any, monkeypatch: pytest.MonkeyPatch, runs: int) -> Tensor:
+    """The timesteps that the denoiser was asked for in ``runs`` losses of 16 clips."""
+    seen: list[Tensor] = []
+
+    def forward(latents: Tensor, timestep: Tensor, *_: Any, **__: Any) -> Tensor:
+        seen.append(timestep)
+        return torch.zeros_like(latents[:, :4])
+
+    monkeypatch.setattr(editor.unet, 'forward', forward)
+    torch.manual_seed(0)
+    for _ in range(runs):
+        editor.loss(clips(16), dict(caption=CAPTIONS * 4))
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize(
+    ('given', 'inside'),
+    [(None, (0, 1000)), ((900, 1000), (900, 1000)), ([0, 8], (0, 8)), ((7, 8), (7, 8))],
+)
+def test_timesteps_are_drawn_from_the_range(
+    build: Callable, monkeypatch: pytest.MonkeyPatch, given: Any, inside: tuple[int, int]
+) -> None:
+    editor = build('AnimateDiff', timestep_range=given)
+    assert editor.timestep_range == inside
+    drawn = drawn_timesteps(editor, monkeypatch, runs=16)
+    first, last = inside
+    assert drawn.shape == (256,) and first <= int(drawn.min()) and int(drawn.max()) < last
+    # All of a small range is drawn, and both ends of a large one.
+    width = last - first
+    assert len(drawn.unique()) == width if width <= 8 else drawn.min() < first + width // 8
+    assert int(drawn.max()) >= last - 1 - width // 8
+
+
+@pytest.mark.parametrize('kind', ['AnimateDiff', 'TextToImage'])
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ((0, 1001), r'timestep_range=\(0, 1001\): expected 0 <= first < last <= 1000'),
+        ((-1, 5), '0 <= first'),
+        ((5, 5), 'first < last'),
+        ((0, 10, 20), 'expected two integers'),
+        ((0.0, 10.0), 'expected two integers'),
+        ((False, True), 'expected two integers'),
+        (500, 'timestep_range=500: expected two integers'),
+        ('01', "timestep_range='01': expected two integers"),
+    ],
+)
+def test_a_range_of_timesteps_that_cannot_be_is_refused(
+    tiny_config: Callable, kind: str, given: Any, message: str
+) -> None:
+    model = tiny_config(kind, timestep_range=given)
+    with pytest.raises(ConfigError, match=message):
+        MODELS.build(model)
+    with pytest.raises(ConfigError, match=message):
+        MODELS.get(kind).check_training(model)

@@ -66,7 +66,9 @@ def fix_noise(setattr_: Callable) -> None:
     posterior = 'diffusers.models.autoencoders.vae.DiagonalGaussianDistribution.sample'
     setattr_(posterior, lambda self, generator=None: self.mode())
     setattr_('torch.randn_like', lambda like, **_: torch.sin(like * 50))
-    setattr_('torch.randint', lambda high, size, **_: torch.full(tuple(size), high // 3))
+    setattr_(
+        'torch.randint', lambda low, high, size, **_: torch.full(tuple(size), (low + high) // 3)
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,11 +100,19 @@ def test_killed_and_resumed_is_as_if_never_stopped(cached: Path, tmp_path: Path)
     assert kept == ['iter_12', 'iter_14']
 
 
+@pytest.fixture(scope='module')
+def three_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work dir of a run of three steps; not to be changed."""
+    folder = tmp_path_factory.mktemp('finished') / 'run'
+    train(CONFIG, str(folder))
+    return folder
+
+
 @pytest.fixture
-def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The work dir of a run of three steps."""
+def finished(three_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it that a test may damage, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    train(CONFIG, 'run')
+    shutil.copytree(three_steps, tmp_path / 'run')
     return tmp_path / 'run'
 
 

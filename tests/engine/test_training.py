@@ -171,6 +171,112 @@ def test_weight_decay_spares_norms_and_biases(runner: Runner) -> None:
     assert all(p.ndim > 1 for p in decayed['params']) and all(p.ndim <= 1 for p in spared['params'])
 
 
+def names_by_rate(runner: Any) -> dict[float, set[str]]:
+    """The names of the parameters that the optimizer holds at each learning rate."""
+    named = {id(p): name for name, p in runner.model.named_parameters()}
+    rates: dict[float, set[str]] = {}
+    for group in runner.optim_wrapper.optimizer.param_groups:
+        rates.setdefault(round(group['lr'], 9), set()).update(named[id(p)] for p in group['params'])
+    return rates
+
+
+def test_rate_by_pattern(runner: Runner, trained: Callable) -> None:
+    rates = {r'norm': 10.0, r'[.]proj_out[.]': 0.5}
+    built = runner(
+        optim_wrapper__paramwise_cfg=dict(no_decay_1d=True, lr_mult=rates),
+        train_cfg__max_iters=2,
+    )
+    built.train()
+    # The schedule starts at half the rate and reaches all of it in the fourth step.
+    factor = 0.5 + 0.5 * 2 / 3
+    found = names_by_rate(built)
+    assert set(found) == {round(1e-2 * factor * m, 9) for m in (1.0, 10.0, 0.5)}
+    assert found[round(1e-1 * factor, 9)] == {n for n in trained(built) if 'norm' in n}
+    assert found[round(5e-3 * factor, 9)] == {n for n in trained(built) if '.proj_out.' in n}
+    assert set.union(*found.values()) == set(trained(built))
+    groups = built.optim_wrapper.optimizer.param_groups
+    assert len(groups) == 5  # norms have no tensor of two dimensions
+    for group in groups:
+        assert {p.ndim > 1 for p in group['params']} == {group['weight_decay'] > 0}
+    assert 'lr_mult' not in groups[0]  # the rate that the log shows is the plain one
+
+
+def test_rate_by_pattern_moves_the_parameter_further(
+    runner: Runner, trained: Callable, same_noise: None
+) -> None:
+    pattern = r'[.]proj_out[.]'
+    moved = []
+    for factor in (1.0, 3.0):
+        paramwise = dict(lr_mult={pattern: factor})
+        built = runner(optim_wrapper__paramwise_cfg=paramwise, train_cfg__max_iters=1)
+        start = trained(built)
+        built.train()
+        moved.append({n: p - start[n] for n, p in trained(built).items()})
+    plain, faster = moved
+    assert any(float(step.abs().max()) > 1e-4 for step in plain.values())
+    for name in plain:
+        expected = plain[name] * (3.0 if '.proj_out.' in name else 1.0)
+        torch.testing.assert_close(faster[name], expected, rtol=0, atol=1e-5)
+
+
+def test_rates_by_pattern_are_resumed(runner: Runner, trained: Callable) -> None:
+    options = dict(optim_wrapper__paramwise_cfg=dict(no_decay_1d=True, lr_mult={'norm': 10.0}))
+    whole = runner(train_cfg__max_iters=4, **options)
+    whole.train()
+    stopped = runner(train_cfg__max_iters=2, **options)
+    stopped.train()
+    resumed = runner(
+        train_cfg__max_iters=4, load_from=f'{stopped.work_dir}/iter_2', resume=True, **options
+    )
+    resumed.train()
+    assert distance(trained(whole), trained(resumed)) == 0
+    assert names_by_rate(whole) == names_by_rate(resumed)
+    assert set(names_by_rate(whole)) == {1e-2, 1e-1}
+
+
+@pytest.mark.parametrize(
+    ('rates', 'message'),
+    [
+        ({'motion_moduls': 2.0}, r"'motion_moduls' matches none of the \d+ trained .*named as"),
+        ({r'^unet[.]conv_in': 2.0}, r"frozen parameters only, such as 'unet\.conv_in\.weight'"),
+        ({'norm': 2.0, r'[.]weight$': 3.0}, r"matches 'unet\..*, and so does 'norm'"),
+    ],
+    ids=['nothing', 'frozen', 'twice'],
+)
+def test_patterns_that_fit_no_model_are_refused(runner: Runner, rates: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        runner(optim_wrapper__paramwise_cfg=dict(lr_mult=rates)).train()
+
+
+@pytest.mark.parametrize(
+    ('paramwise', 'message'),
+    [
+        (dict(lr_mul={}), r"unknown key 'lr_mul'.*Did you mean 'lr_mult'"),
+        (dict(no_decay_1d='yes'), r"no_decay_1d='yes': expected a bool"),
+        (dict(lr_mult=[10.0]), r'lr_mult is \[10\.0\], expected a dict'),
+        (dict(lr_mult={'(': 2.0}), r"'\(' is no regular expression"),
+        (dict(lr_mult={'norm': 0}), r"\['norm'\]=0: expected a number above 0"),
+        (dict(lr_mult={'norm': float('inf')}), 'expected a number above 0'),
+        (dict(lr_mult={'norm': '10'}), r"='10': expected a number above 0"),
+    ],
+    ids=['key', 'bool', 'list', 'pattern', 'zero', 'infinite', 'text'],
+)
+def test_paramwise_settings_are_refused_before_a_model_is_built(
+    runner: Runner, paramwise: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mmvideo.registry.MODELS.build', None)
+    with pytest.raises(ConfigError, match=message):
+        runner(optim_wrapper__paramwise_cfg=paramwise)
+
+
+def test_a_range_of_timesteps_is_refused_before_a_model_is_built(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mmvideo.registry.MODELS.build', None)
+    with pytest.raises(ConfigError, match=r'timestep_range=\(5, 5\)'):
+        runner(model__timestep_range=(5, 5))
+
+
 def test_training_nothing_is_refused(runner: Runner) -> None:
     with pytest.raises(ConfigError, match='no parameter is trainable'):
         runner(model__trainable=[]).train()

@@ -40,14 +40,20 @@ def infer(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+def processor_seconds() -> float:
+    """Of the children that have ended; other work on the machine hardly counts."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
 
 
 def test_help_is_fast_and_has_examples(tmp_path: Path) -> None:
-    before = os.times().children_user
+    before = processor_seconds()
     done = infer(tmp_path, '--help')
-    assert os.times().children_user - before < 1
+    assert processor_seconds() - before < 1
     assert done.returncode == 0 and 'examples:' in done.stdout and '--dry-run' in done.stdout
 
 
@@ -156,11 +162,9 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
 
 def test_a_mistake_in_a_process(tmp_path: Path) -> None:
-    before = os.times().children_user
+    before = processor_seconds()
     done = infer(tmp_path, TINY, '--motion-scale', 'smal')
-    # Seconds of processor time. About 7 on a free machine, above the 5 that are wanted: importing
-    # MMEngine's optimizers imports transformers and peft.
-    assert os.times().children_user - before < 15
+    assert processor_seconds() - before < 5
     assert (done.returncode, done.stdout) == (2, '')
     assert len(done.stderr.splitlines()) == 1 and 'Traceback' not in done.stderr
 

@@ -1,12 +1,17 @@
-"""diffusers' AutoencoderKL: the image VAE of Stable Diffusion (Rombach et al. 2022)."""
+"""diffusers' VAEs: Stable Diffusion's of pictures (Rombach et al. 2022), and that of SVD, whose
+decoder sees neighbouring frames (Blattmann et al. 2023)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from mmvideo.checkpoints.load import cast, load_into, read_part, without_weights
+from mmvideo.checkpoints.load import cast, load_into, without_weights
 from mmvideo.checkpoints.parts import vae_tensors
+from mmvideo.checkpoints.single_file import read_model_part
 from mmvideo.checkpoints.sources import DIFFUSERS_FILES
+from mmvideo.models.borrowed.signatures import constructor_keys
 from mmvideo.models.borrowed.source import SOURCE_KEYS, check_keys, keys_of
 from mmvideo.registry import MODELS
 
@@ -23,7 +28,8 @@ def build_vae(
     """Build an ``AutoencoderKL``.
 
     Args:
-        from_pretrained: Folder, hub id or ``package://NAME``; None draws new weights.
+        from_pretrained: Folder, hub id, ``package://NAME`` or a file that has the VAE in it; None
+            draws new weights.
         subfolder: Folder of the part inside the source.
         variant: Which files of the source, such as 'fp16'.
         revision: Branch, tag or commit on the hub.
@@ -37,27 +43,63 @@ def build_vae(
         ConfigError: A key that the class does not take.
         WeightsError: Weights that are missing, damaged or do not fit.
     """
-    from diffusers import AutoencoderKL
+    where = dict(subfolder=subfolder, variant=variant, revision=revision)
+    return _build('AutoencoderKL', from_pretrained, where, dtype, keys)
 
-    check_keys('AutoencoderKL', keys, accepted())
-    if from_pretrained is None:
-        new: Any = AutoencoderKL(**keys)
-        return cast(new, dtype).eval()
-    config, tensors = read_part(
-        from_pretrained, subfolder, variant=variant, revision=revision, weights=DIFFUSERS_FILES
-    )
+
+@MODELS.register_module(name='AutoencoderKLTemporalDecoder')
+def build_temporal_vae(
+    from_pretrained: str | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    dtype: str = 'float32',
+    **keys: Any,
+) -> Any:
+    """Build an ``AutoencoderKLTemporalDecoder``, SVD's VAE; see ``decode_clip``.
+
+    Args:
+        from_pretrained: Folder, hub id or ``package://NAME``; None draws new weights.
+        subfolder: Folder of the part inside the source.
+        variant: Which files of the source, such as 'fp16'.
+        revision: Branch, tag or commit on the hub.
+        dtype: 'float32', 'float16' or 'bfloat16'.
+        **keys: Architecture keys of the class; with ``from_pretrained`` they override its config.
+
+    Returns:
+        A ``diffusers.AutoencoderKLTemporalDecoder`` in evaluation mode.
+
+    Raises:
+        ConfigError: A key that the class does not take.
+        WeightsError: Weights that are missing, damaged or do not fit.
+    """
+    where = dict(subfolder=subfolder, variant=variant, revision=revision)
+    return _build('AutoencoderKLTemporalDecoder', from_pretrained, where, dtype, keys)
+
+
+def _build(
+    name: str, source: str | None, where: Mapping[str, Any], dtype: str, keys: dict[str, Any]
+) -> Any:
+    """diffusers' class of that name, new or from a source."""
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    check_keys(name, keys, _accepted(name))
+    if source is None:
+        return cast(kind(**keys), dtype).eval()
+    config, tensors = read_model_part(source, 'vae', **where, weights=DIFFUSERS_FILES)
     settings = {key: value for key, value in config.items() if not key.startswith('_')} | keys
-    check_keys(f'the AutoencoderKL config of {from_pretrained}', settings, keys_of(AutoencoderKL))
+    check_keys(f'the {name} config of {source}', settings, keys_of(kind))
     with without_weights():
-        vae: Any = AutoencoderKL(**settings)
-    return load_into(vae, vae_tensors(tensors), f'vae ({from_pretrained})', dtype).eval()
+        vae: Any = kind(**settings)
+    return load_into(vae, vae_tensors(tensors), f'vae ({source})', dtype).eval()
 
 
-def accepted() -> set[str]:
-    """Every config key of ``AutoencoderKL``."""
-    from diffusers import AutoencoderKL
-
-    return {*keys_of(AutoencoderKL), *SOURCE_KEYS, 'dtype'}
+def _accepted(name: str) -> set[str]:
+    return {*constructor_keys('diffusers', name), *SOURCE_KEYS, 'dtype'}
 
 
-build_vae.accepted = accepted  # type: ignore[attr-defined]
+build_vae.accepted = partial(_accepted, 'AutoencoderKL')  # type: ignore[attr-defined]
+build_temporal_vae.accepted = partial(  # type: ignore[attr-defined]
+    _accepted, 'AutoencoderKLTemporalDecoder'
+)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmvideo.checkpoints.load import cast, load_into, read_part, without_weights
+from mmvideo.checkpoints.load import cast, load_into, without_weights
 from mmvideo.checkpoints.parts import clip_text_tensors
+from mmvideo.checkpoints.single_file import read_model_part
 from mmvideo.checkpoints.sources import TRANSFORMERS_FILES
-from mmvideo.models.borrowed.source import SOURCE_KEYS, check_keys, keys_of
+from mmvideo.models.borrowed.signatures import constructor_keys
+from mmvideo.models.borrowed.source import SOURCE_KEYS, check_keys
 from mmvideo.registry import MODELS
 
 
@@ -23,7 +25,8 @@ def build_text_encoder(
     """Build a ``CLIPTextModel``.
 
     Args:
-        from_pretrained: Folder, hub id or ``package://NAME``; None draws new weights.
+        from_pretrained: Folder, hub id, ``package://NAME`` or a file that has the text encoder in
+            it; None draws new weights.
         subfolder: Folder of the part inside the source.
         variant: Which files of the source, such as 'fp16'.
         revision: Branch, tag or commit on the hub.
@@ -42,9 +45,10 @@ def build_text_encoder(
     check_keys('CLIPTextModel', keys, accepted())
     if from_pretrained is None:
         return cast(CLIPTextModel(CLIPTextConfig(**_ending(keys))), dtype).eval()
-    config, tensors = read_part(
-        from_pretrained, subfolder, variant=variant, revision=revision, weights=TRANSFORMERS_FILES
-    )
+    config, tensors = read_model_part(
+        from_pretrained, 'text_encoder', subfolder, variant=variant, revision=revision,
+        weights=TRANSFORMERS_FILES,
+    )  # fmt: skip
     # The config of a whole CLIP nests the text half.
     settings = {**config.get('text_config', config), **keys}
     with without_weights():
@@ -63,9 +67,7 @@ def _ending(keys: dict[str, Any]) -> dict[str, Any]:
 
 def accepted() -> set[str]:
     """Every config key of ``CLIPTextModel``."""
-    from transformers import CLIPTextConfig
-
-    return {*keys_of(CLIPTextConfig.__init__), *SOURCE_KEYS, 'dtype'}
+    return {*constructor_keys('transformers', 'CLIPTextConfig'), *SOURCE_KEYS, 'dtype'}
 
 
 build_text_encoder.accepted = accepted  # type: ignore[attr-defined]

@@ -8,7 +8,8 @@ from typing import Any
 from mmvideo.checkpoints.files import read_json
 from mmvideo.checkpoints.sources import resolve
 from mmvideo.errors import ConfigError
-from mmvideo.models.borrowed.source import check_keys, keys_of
+from mmvideo.models.borrowed.signatures import constructor_keys
+from mmvideo.models.borrowed.source import check_keys
 from mmvideo.registry import SCHEDULERS
 
 SCHEDULER_NAMES = (
@@ -43,7 +44,7 @@ def _register(name: str) -> None:
         return _class(name).from_config(settings)
 
     def accepted() -> set[str]:
-        return {*keys_of(_class(name)), *_SOURCE_KEYS}
+        return {*constructor_keys('diffusers', name), *_SOURCE_KEYS}
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"""Build a diffusers ``{name}``.

@@ -14,8 +14,8 @@ from typing import Any
 
 from mmvideo.checkpoints.files import write_text
 from mmvideo.checkpoints.save import write_json
-from mmvideo.checkpoints.sources import local_root, resolve
-from mmvideo.errors import ConfigError
+from mmvideo.checkpoints.sources import is_weight_file, local_root, resolve
+from mmvideo.errors import ConfigError, WeightsError
 from mmvideo.registry import TOKENIZERS
 
 START, END = '<|startoftext|>', '<|endoftext|>'
@@ -126,6 +126,12 @@ def _read(folder: Path, overrides: dict[str, Any]) -> Any:
 
 def _folder(source: str, subfolder: str | None, revision: str | None) -> Path:
     """The local folder with the tokenizer's files, fetched where the source is a hub id."""
+    if is_weight_file(source):
+        raise WeightsError(
+            f'tokenizer: {source} is a weight file, which has no vocabulary in it. Name a folder '
+            'or hub id with vocab.json and merges.txt, for Stable Diffusion 1.x from_pretrained='
+            "'stable-diffusion-v1-5/stable-diffusion-v1-5', subfolder='tokenizer'"
+        )
     if local_root(source) is None:
         return _fetched(source, subfolder, revision)
     found = resolve(source, subfolder, filenames=('tokenizer.json', _FILES[0]))

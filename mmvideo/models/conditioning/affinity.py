@@ -36,6 +36,8 @@ MOTION_TABLES: dict[str, tuple[float, ...]] = {
     'style-moderate': (0.5, 0.4, 0.4, 0.4, 0.35, 0.35, 0.3, 0.25, 0.2),
     'style-large': (0.5, 0.2),
 }
+FIT = 'fit-'  # before a table's name: stretched to the clip
+_TABLE_FRAMES = 16  # that the tables were made for
 LOWEST = 0.2  # affinity of the least similar frame in training
 _ABOVE = 0.95  # a score beyond the statistics counts as this part of the largest
 _VERSION = 1
@@ -56,8 +58,9 @@ def motion_table(motion_scale: int | str | Sequence[float]) -> tuple[float, ...]
     if isinstance(motion_scale, str):
         if motion_scale not in MOTION_TABLES:
             raise InputError(
-                f'motion_scale={motion_scale!r}: expected one of {", ".join(names)}, or 0 to '
-                f'{len(names) - 1}.{nearest(motion_scale, names)}'
+                f'motion_scale={motion_scale!r}: expected one of {", ".join(names)}, these with '
+                f'{FIT!r} before them, or 0 to {len(names) - 1}.'
+                f'{nearest(motion_scale, [*names, *(FIT + name for name in names)])}'
             )
         return MOTION_TABLES[motion_scale]
     if isinstance(motion_scale, (Sequence, Tensor)) or hasattr(motion_scale, '__array__'):
@@ -73,7 +76,8 @@ def affinity_at_inference(
 ) -> Tensor:
     """The affinity of each frame of a clip, float32 [T].
 
-    The table is not stretched: a loop closes only in 16 frames, from condition frame 0.
+    The table is not stretched: a loop closes only in 16 frames, from condition frame 0. A name
+    with ``fit-`` before it, such as ``'fit-loop-small'``, is: see ``fitted_affinity``.
 
     Args:
         motion_scale: see ``motion_table``.
@@ -83,7 +87,9 @@ def affinity_at_inference(
     Raises:
         InputError: a value that cannot be used.
     """
-    table = motion_table(motion_scale)
+    fitted = isinstance(motion_scale, str) and motion_scale.removeprefix(FIT) in MOTION_TABLES
+    fitted = fitted and str(motion_scale).startswith(FIT)
+    table = motion_table(str(motion_scale).removeprefix(FIT) if fitted else motion_scale)
     if num_frames < 1:
         raise InputError(f'num_frames={num_frames}: expected at least 1.')
     if not 0 <= condition_frame < num_frames:
@@ -91,9 +97,74 @@ def affinity_at_inference(
             f'condition_frame={condition_frame}: a clip of {num_frames} frames has 0 to '
             f'{num_frames - 1}.'
         )
+    if fitted:
+        return fitted_affinity(table, num_frames, condition_frame)
     last = len(table) - 1
     offsets = [abs(frame - condition_frame) for frame in range(num_frames)]
     return torch.tensor([table[min(offset, last)] for offset in offsets])
+
+
+def fitted_affinity(table: Sequence[float], num_frames: int, condition_frame: int = 0) -> Tensor:
+    """A table of 16 frames stretched to a clip, float32 [T]: an addition of ours.
+
+    Its shape is that of 16 frames at any number of frames, where it equals the table. A table that
+    ends as it begins is a ring: the last frame equals the first, wherever the condition frame is.
+
+    Args:
+        table: affinity by distance from the condition frame.
+        num_frames: T.
+        condition_frame: which frame the picture is.
+    """
+    whole = [*table, *[table[-1]] * (_TABLE_FRAMES - len(table))]
+    curve = torch.nn.functional.interpolate(
+        torch.tensor(whole)[None, None], size=num_frames, mode='linear', align_corners=True
+    )[0, 0]
+    offsets = torch.arange(num_frames) - condition_frame
+    ring = len(table) >= _TABLE_FRAMES and table[0] == table[-1]
+    return curve[offsets % max(num_frames - 1, 1) if ring else offsets.abs()]
+
+
+def affinity_of_several(
+    num_frames: int, condition_frames: Sequence[int], lowest: float = LOWEST
+) -> Tensor:
+    """The official affinity of a clip with several condition frames, float32 [T].
+
+    The affinity to each falls linearly with the distance. They are joined one after the other: the
+    difference of the next one and the result so far, stretched to [0, 1]. The end result is
+    stretched to [lowest, 1]. (open-mmlab/PIA animatediff/utils/util.py,
+    prepare_mask_coef_multi_cond.)
+
+    Args:
+        num_frames: T.
+        condition_frames: at least one, each 0 to T - 1.
+        lowest: affinity of the least similar frame.
+    """
+    frames = torch.arange(num_frames, dtype=torch.float64)
+    slope = (1 - lowest) / max(num_frames - 1, 1)
+    joined = torch.zeros(num_frames, dtype=torch.float64)
+    for index, condition in enumerate(condition_frames):
+        joined = (1 - slope * (frames - condition).abs() - joined).abs()
+        if index > 0:
+            joined = _stretched(joined)
+    return (_stretched(joined) * (1 - lowest) + lowest).float()
+
+
+def nearest_condition(num_frames: int, condition_frames: Sequence[int]) -> Tensor:
+    """Which of the condition frames is nearest to each frame, as positions in the list, [T].
+
+    Of two at the same distance it is the earlier frame, as in the official code.
+    """
+    order = sorted(range(len(condition_frames)), key=lambda i: condition_frames[i])
+    nearest_of = [
+        min(order, key=lambda i: abs(condition_frames[i] - frame)) for frame in range(num_frames)
+    ]
+    return torch.tensor(nearest_of)
+
+
+def _stretched(values: Tensor) -> Tensor:
+    """To [0, 1]; all 1 where nothing differs, which the official code divides by zero."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else torch.ones_like(values)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def prepare_condition_image(
     for name, value in (('height', height), ('width', width)):
         _check_edge(name, value, multiple)
     name = str(image) if isinstance(image, (str, Path)) else 'image'
-    picture = to_rgb(_opened(image, name), name)
+    picture = open_rgb(image, name)
     if min(picture.size) < multiple:
         raise InputError(
             f'{name} is {picture.width}x{picture.height} px: expected at least '
@@ -72,6 +72,21 @@ def prepare_condition_image(
         picture = _covering(picture, *_both_edges(picture, height, width, multiple))
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return pixels.float().div_(127.5).sub_(1.0)
+
+
+def open_rgb(
+    image: str | Path | Image.Image | np.ndarray | Tensor, name: str = 'image'
+) -> Image.Image:
+    """What ``prepare_condition_image`` takes as an 8-bit RGB picture of its own size.
+
+    Args:
+        image: see there.
+        name: what it is called in messages.
+
+    Raises:
+        InputError: naming the picture and what is wrong with it.
+    """
+    return to_rgb(_opened(image, name), name)
 
 
 def to_rgb(image: Image.Image, name: str = 'image') -> Image.Image:

@@ -73,15 +73,19 @@ class PIACondition(nn.Module):
 
         Args:
             latents: noisy, [N, C, T, H, W].
-            condition_latent: of the picture, scaled as ``latents`` are, [N, C, H, W].
+            condition_latent: of the picture, scaled as ``latents`` are, [N, C, H, W], or
+                [N, C, T, H, W] where frames have pictures of their own.
             affinity: of each frame, [N, T].
         """
         samples, channels, frames, height, width = latents.shape
         assert channels == self.latent_channels, (channels, self.latent_channels)
-        assert condition_latent.shape == (samples, channels, height, width), condition_latent.shape
+        shared = condition_latent.ndim == 4
+        picture = condition_latent.unsqueeze(2) if shared else condition_latent
+        expected = (samples, channels, 1 if shared else frames, height, width)
+        assert picture.shape == expected, condition_latent.shape
         assert affinity.shape == (samples, frames), affinity.shape
         mask = affinity.to(latents)[:, None, :, None, None].expand(-1, -1, -1, height, width)
-        picture = condition_latent.to(latents).unsqueeze(2).expand_as(latents)
+        picture = picture.to(latents).expand_as(latents)
         return torch.cat([latents, mask, picture], dim=1)  # the views are written once, here
 
     def training_inputs(

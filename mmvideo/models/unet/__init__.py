@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from mmvideo.models.unet.context import LayerContext
-from mmvideo.models.unet.diffusers_config import motion_arguments, unet_arguments
-from mmvideo.models.unet.motion import MotionModule
+from mmvideo.models.unet.diffusers_config import (
+    diffusers_norm_eps,
+    motion_arguments,
+    unet_arguments,
+    video_config,
+)
+from mmvideo.models.unet.motion import MotionModule, TemporalTransformer
+from mmvideo.models.unet.temporal_conv import TemporalConv
 from mmvideo.models.unet.video_unet import VideoUNet
 
-__all__ = ['LayerContext', 'MotionModule', 'VideoUNet', 'motion_arguments', 'unet_arguments']
+__all__ = [
+    'LayerContext',
+    'MotionModule',
+    'TemporalConv',
+    'TemporalTransformer',
+    'VideoUNet',
+    'diffusers_norm_eps',
+    'motion_arguments',
+    'unet_arguments',
+    'video_config',
+]

@@ -5,11 +5,13 @@ Shapes: N batch, T frames, C channels, H W latent size, P = H*W places, L tokens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvideo.models.unet.context import LayerContext, check_divides
+from mmvideo.models.unet.context import ImageKeys, LayerContext, check_divides
 from mmvideo.models.unet.resnet import ScopedGroupNorm
 from mmvideo.ops import attention, geglu
 
@@ -25,15 +27,25 @@ class GEGLU(nn.Module):
         return geglu(self.proj(x))
 
 
-class FeedForward(nn.Module):
-    """GEGLU to four times the width and back."""
+class GELU(nn.Module):
+    """A linear layer and the activation, without a gate: [..., C] -> [..., C_out]."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x))
+
+
+class FeedForward(nn.Module):
+    """GEGLU, or plain GELU, to four times the width and back."""
+
+    def __init__(self, channels: int, gated: bool = True) -> None:
         super().__init__()
         # the middle entry keeps the place of a dropout that public checkpoints number
-        self.net = nn.ModuleList(
-            [GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)]
-        )
+        first = (GEGLU if gated else GELU)(channels, 4 * channels)
+        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(4 * channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.net:
@@ -42,20 +54,31 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention without q, k, v bias; the caller says what attends to what."""
+    """Multi-head attention without q, k, v bias; the caller says what attends to what.
 
-    def __init__(self, channels: int, heads: int, context_channels: int | None = None) -> None:
+    A head has ``C / heads`` channels unless ``head_channels`` says otherwise.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        context_channels: int | None = None,
+        head_channels: int | None = None,
+    ) -> None:
         super().__init__()
-        check_divides(heads, channels, 'num_attention_heads')
-        self.heads, self.head_channels = heads, channels // heads
+        if head_channels is None:
+            check_divides(heads, channels, 'num_attention_heads')
+        self.heads, self.head_channels = heads, head_channels or channels // heads
+        width = self.heads * self.head_channels
         source = channels if context_channels is None else context_channels
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(source, channels, bias=False)
-        self.to_v = nn.Linear(source, channels, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = nn.Linear(channels, width, bias=False)
+        self.to_k = nn.Linear(source, width, bias=False)
+        self.to_v = nn.Linear(source, width, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(width, channels)])
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Self-attention's three projections: [..., C] -> three of [..., heads, C / heads]."""
+        """Self-attention's three projections: [..., C] -> three of [..., heads, head size]."""
         if not self._one_product_is_cheaper(x):
             return self.split(self.to_q(x)), self.split(self.to_k(x)), self.split(self.to_v(x))
         # Interleaved a head, so that places and heads still merge into one axis as a view.
@@ -66,15 +89,15 @@ class Attention(nn.Module):
         return q, k, v
 
     def split(self, x: Tensor) -> Tensor:
-        """[..., C] -> [..., heads, C / heads]."""
+        """[..., heads * d] -> [..., heads, d]."""
         return x.unflatten(-1, (self.heads, -1))
 
     def merge(self, x: Tensor) -> Tensor:
-        """[B, heads, L, d] -> [B, L, C]."""
+        """[B, heads, L, d] -> [B, L, heads * d]."""
         return x.transpose(1, 2).flatten(2)
 
     def out(self, x: Tensor) -> Tensor:
-        """The output projection, [..., C] -> [..., C]."""
+        """The output projection, [..., heads * d] -> [..., C]."""
         return self.to_out[0](x)
 
     def attend_self(self, x: Tensor) -> Tensor:
@@ -82,16 +105,34 @@ class Attention(nn.Module):
         q, k, v = (y.transpose(1, 2) for y in self.qkv(x))
         return self.out(self.merge(attention(q, k, v)))
 
-    def attend_to(self, x: Tensor, context: Tensor) -> Tensor:
+    def attend_to(self, x: Tensor, context: Tensor, images: Sequence[ImageKeys] = ()) -> Tensor:
         """Every token to the context: [B*R, P, C], [B, L, D] -> [B*R, P, C].
 
         R rows share one context (the frames of a clip share a prompt), so their queries stand in
-        one sequence and the context's keys and values are computed once.
+        one sequence and the context's keys and values are computed once. Pictures are attended to
+        by themselves and added (Ye et al. 2023, IP-Adapter, equation 5).
         """
-        q = self.split(self.to_q(x)).reshape(context.shape[0], -1, self.heads, self.head_channels)
-        k, v = self.split(self.to_k(context)), self.split(self.to_v(context))
-        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        return self.out(self.merge(attention(q, k, v)).reshape(x.shape))
+        q = self.split(self.to_q(x))
+        y = self._attend_shared(q, self.split(self.to_k(context)), self.split(self.to_v(context)))
+        for image in images:
+            seen = self._attend_shared(q, image.k, image.v)
+            y = y + (seen if image.mask is None else _masked(seen, image.mask))
+        return self.out(y)
+
+    def _attend_shared(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B*R, P, heads, d] and k, v [B, L, heads, d] -> [B*R, P, C]."""
+        rows = q.reshape(k.shape[0], -1, self.heads, self.head_channels)
+        rows, k, v = (y.transpose(1, 2) for y in (rows, k, v))
+        return self.merge(attention(rows, k, v)).reshape(*q.shape[:2], -1)
+
+    def attend_to_one(self, x: Tensor, token: Tensor) -> Tensor:
+        """What every token of ``x`` gets from one: [B*R, ..., C], [B, 1, D] -> [B*R, 1..., C].
+
+        A softmax over one score is 1, so neither queries nor keys matter and the result is the
+        same for all tokens of a row; it has length 1 where ``x`` has places.
+        """
+        value = self.out(self.to_v(token)).repeat_interleave(x.shape[0] // token.shape[0], 0)
+        return value.reshape(-1, *[1] * (x.dim() - 2), x.shape[-1])
 
     def _one_product_is_cheaper(self, x: Tensor) -> bool:
         """Whether to join the three weights, anew at each call so that no copy can go stale.
@@ -104,6 +145,11 @@ class Attention(nn.Module):
         if torch.is_grad_enabled() or rows < 4 * channels:
             return False
         return all(map(_is_plain_linear, (self.to_q, self.to_k, self.to_v)))
+
+
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    """[N*T, P, C] times [1 or T, P, 1], the frames of a clip adjacent."""
+    return (x.unflatten(0, (-1, mask.shape[0])) * mask).flatten(0, 1)
 
 
 def _is_plain_linear(layer: nn.Module) -> bool:
@@ -126,8 +172,14 @@ class SpatialBlock(nn.Module):
         """[N*T, P, C] -> [N*T, P, C]; ``context.text`` is [N, L, D] or [N*T, L, D]."""
         assert context.text is not None, 'spatial attention needs context.text'
         x = x + self.attn1.attend_self(self.norm1(x))
-        x = x + self.attn2.attend_to(self.norm2(x), context.text)
+        x = self.see_text(x, context.text, context.images.get(self.attn2, ()))
         return x + self.ff(self.norm3(x))
+
+    def see_text(self, x: Tensor, text: Tensor, images: Sequence[ImageKeys] = ()) -> Tensor:
+        """[B*R, P, C], the context [B, L, D] and pictures -> [B*R, P, C]."""
+        if text.shape[1] == 1 and not images:
+            return x + self.attn2.attend_to_one(x, text)
+        return x + self.attn2.attend_to(self.norm2(x), text, images)
 
 
 class SpatialTransformer(nn.Module):
@@ -158,11 +210,16 @@ class SpatialTransformer(nn.Module):
             y = self.proj_in(to_tokens(y))
         else:
             y = to_tokens(self.proj_in(y))
-        for block in self.transformer_blocks:
-            y = block(y, context)
+        y = self.run_blocks(y, context)
         if self.linear_projection:
             return x + to_pictures(self.proj_out(y), x)
         return x + self.proj_out(to_pictures(y, x))
+
+    def run_blocks(self, x: Tensor, context: LayerContext) -> Tensor:
+        """[N*T, P, C] -> [N*T, P, C]."""
+        for block in self.transformer_blocks:
+            x = block(x, context)
+        return x
 
 
 def _projection(channels: int, linear: bool) -> nn.Module:

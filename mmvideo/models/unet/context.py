@@ -2,15 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmvideo.errors import ConfigError, nearest
 
 NormScope = Literal['frame', 'clip']
 NORM_SCOPES = ('frame', 'clip')
+
+
+@dataclass(frozen=True)
+class ImageKeys:
+    """Pictures as one cross-attention layer sees them beside the prompt (IP-Adapter).
+
+    They are the same in every step, so who samples projects them once.
+
+    Attributes:
+        k: [N*F, L, heads, d]; F is 1 where the frames of a clip share the pictures, else T.
+        v: likewise, with the scale multiplied in.
+        frames: F.
+        mask: where the picture counts, [1 or T, P, 1] for the places of this layer; None is
+            everywhere.
+    """
+
+    k: Tensor
+    v: Tensor
+    frames: int = 1
+    mask: Tensor | None = None
+
+    def select(self, frames: Tensor) -> ImageKeys:
+        """For a part of the clip: ``frames`` [S], indices below T."""
+
+        def chosen(x: Tensor) -> Tensor:
+            return x.unflatten(0, (-1, self.frames))[:, frames.to(x.device)].flatten(0, 1)
+
+        k, v, mask, count = self.k, self.v, self.mask, self.frames
+        if count > 1:
+            k, v, count = chosen(k), chosen(v), len(frames)
+        if mask is not None and len(mask) > 1:
+            mask = mask[frames.to(mask.device)]
+        return ImageKeys(k, v, count, mask)
+
+
+# The pictures of each cross-attention layer; a layer without any is not in it.
+ImageContext = Mapping[nn.Module, Sequence[ImageKeys]]
+
+
+class FrameWindows(Protocol):
+    """Windows of frames, such as ``mmvideo.diffusion.windows.WindowPlan``."""
+
+    @property
+    def longest(self) -> int:
+        """Frames of the longest window."""
+
+    def fuse(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor, dim: int) -> Tensor:
+        """``function(part, frames)`` of each window's part of ``x`` along ``dim``, joined."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What a call of the trunk may change in its layers, beside its inputs.
+
+    Blocks are named ``'down.0'``, ``'mid'``, ``'up.1'`` ...
+
+    Attributes:
+        join: ``(up stage, x, skip) -> (x, skip)`` before an up stage joins the two (FreeU).
+        windows: motion modules attend inside each window and join the results (FreeNoise).
+        motion_scale: by block, [T]: factor on the queries of the temporal attention, whose frames
+            then mix less (above 1) or more (below 1).
+        motion_strength: by block, [T]: factor on what the motion modules add to a frame.
+    """
+
+    join: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    windows: FrameWindows | None = None
+    motion_scale: Mapping[str, Tensor] = field(default_factory=dict)
+    motion_strength: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def at(self, frames: Tensor) -> Controls:
+        """The controls of some frames of the clip, by their indices [t]."""
+
+        def chosen(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {block: f[frames.to(f.device)] for block, f in factors.items()}
+
+        return replace(
+            self,
+            motion_scale=chosen(self.motion_scale),
+            motion_strength=chosen(self.motion_strength),
+        )
 
 
 @dataclass(frozen=True)
@@ -22,12 +103,35 @@ class LayerContext:
         time: [N, E] time embedding, already through SiLU; one row a clip.
         text: [N, L, D] prompt tokens, or [N*T, L, D] for a prompt a frame.
         checkpointing: recompute each layer in the backward pass instead of keeping its insides.
+        images: the pictures that cross-attention layers see beside the prompt.
+        image_only: [N, T], true for frames that are pictures by themselves, which temporal mixing
+            leaves alone; None for none.
+        controls: see ``Controls``.
+        block: name of the block that the layer is in.
     """
 
     frames: int = 1
     time: Tensor | None = None
     text: Tensor | None = None
     checkpointing: bool = False
+    images: ImageContext = field(default_factory=dict)
+    image_only: Tensor | None = None
+    controls: Controls = Controls()
+    block: str = ''
+
+    def within(self, block: str) -> LayerContext:
+        """The same context for the layers of a block."""
+        return replace(self, block=block)
+
+    @property
+    def motion_scale(self) -> Tensor | None:
+        """[T] of this block; None where nothing changes."""
+        return self.controls.motion_scale.get(self.block)
+
+    @property
+    def motion_strength(self) -> Tensor | None:
+        """[T] of this block; None where nothing changes."""
+        return self.controls.motion_strength.get(self.block)
 
 
 def check_norm_scope(value: str, key: str) -> None:

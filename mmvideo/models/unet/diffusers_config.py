@@ -11,6 +11,12 @@ from typing import Any
 
 from mmvideo.errors import WeightsError, nearest
 
+CLASSES = (
+    'UNet2DConditionModel',
+    'UNetMotionModel',
+    'UNetSpatioTemporalConditionModel',
+    'I2VGenXLUNet',
+)
 _TAKEN = {
     'sample_size',
     'in_channels',
@@ -71,6 +77,20 @@ _IRRELEVANT = {
     'projection_class_embeddings_input_dim',
     'upcast_attention',
 }
+_SVD = {
+    'sample_size',
+    'in_channels',
+    'out_channels',
+    'down_block_types',
+    'up_block_types',
+    'block_out_channels',
+    'layers_per_block',
+    'cross_attention_dim',
+    'transformer_layers_per_block',
+    'num_frames',
+}
+_TIME_IDS = {'addition_time_embed_dim', 'projection_class_embeddings_input_dim'}
+_I2VGEN = _SVD - {'transformer_layers_per_block', 'num_frames'} | {'norm_num_groups'}
 _MOTION = {
     'motion_max_seq_length',
     'motion_num_attention_heads',
@@ -94,15 +114,21 @@ _ADAPTER = {
 
 
 def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of VideoUNet for a UNet2DConditionModel's or UNetMotionModel's ``config.json``.
+    """Arguments of VideoUNet for the ``config.json`` of one of the classes in ``CLASSES``.
 
     Motion modules come without a ``norm_scope``: which one is right depends on where the weights
-    come from, not on this file.
+    come from, not on this file. Where diffusers' network differs from the official one, the
+    arguments are those of the official: see ``diffusers_norm_eps`` and ``ImageLatentsOverTime``.
 
     Raises:
         WeightsError: naming a setting that this trunk does not have, or the wrong class.
     """
-    motion = _is_motion_model(config)
+    kind = _class_of(config)
+    if kind == 'UNetSpatioTemporalConditionModel':
+        return _svd_arguments(config)
+    if kind == 'I2VGenXLUNet':
+        return _i2vgen_arguments(config)
+    motion = kind == 'UNetMotionModel'
     known = _TAKEN | _HEADS | _IRRELEVANT | set(_FIXED) | (_MOTION if motion else set())
     _check_known(config, known, 'UNet')
     for key, allowed in _FIXED.items():
@@ -173,16 +199,121 @@ def _motion_model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_motion_model(config: Mapping[str, Any]) -> bool:
+def diffusers_norm_eps(arguments: Mapping[str, Any]) -> list[float]:
+    """``norm_eps`` with which diffusers runs SVD: 1e-6 in stages with transformers and going up.
+
+    The official code has 1e-5 everywhere, as ``unet_arguments`` has.
+    """
+    down = [1e-6 if 'CrossAttn' in name else 1e-5 for name in arguments['down_block_types']]
+    return [*down, 1e-5, *[1e-6] * len(down), 1e-5]
+
+
+def video_config(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``config.json`` of SVD's or I2VGen-XL's network with these arguments; None for others.
+
+    Raises:
+        WeightsError: diffusers has no such network.
+    """
+    if settings.get('temporal_mixing') is not None:
+        config = _svd_config(settings)
+    elif settings.get('temporal_slots'):
+        config = _i2vgen_config(settings)
+    else:
+        return None
+    again = unet_arguments(config)
+    for key in ('temporal_mixing', 'temporal_slots', 'transformer_in', 'norm_num_groups'):
+        given, kept = settings.get(key), again.get(key)
+        if given is not None and given != (32 if key == 'norm_num_groups' and not kept else kept):
+            raise WeightsError(
+                f'{key}={given!r} cannot be exported: {config["_class_name"]} has {kept or 32!r}'
+            )
+    return config
+
+
+def _svd_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    _check_known(config, _SVD | _TIME_IDS | {'num_attention_heads'}, 'UNet')
+    _check_depths(config)
+    arguments = {'in_channels': 8, 'cross_attention_dim': 1024, 'num_frames': 25}
+    arguments |= {key: config[key] for key in sorted(_SVD) if key in config}
+    arguments['cross_attention_dim'] = _same(arguments['cross_attention_dim'])
+    _check_whole(arguments['cross_attention_dim'], 'UNet', 'cross_attention_dim')
+    channels = config.get('addition_time_embed_dim', 256)
+    width = config.get('projection_class_embeddings_input_dim', 768)
+    if width % channels:
+        raise WeightsError(
+            f'UNet config: projection_class_embeddings_input_dim={width} is no multiple of '
+            f'addition_time_embed_dim={channels}'
+        )
+    ids = {'type': 'TimeIdsEmbedding', 'channels': channels, 'count': width // channels}
+    return arguments | {
+        'attention_head_dim': config.get('num_attention_heads', (5, 10, 20, 20)),
+        'use_linear_projection': True,
+        'temporal_mixing': 'learned_with_images',
+        'embeddings': {'add_embedding': ids},
+    }
+
+
+def _svd_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    ids = settings['embeddings']['add_embedding']
+    channels = ids.get('channels', 256)
+    return {
+        **{key: settings[key] for key in sorted(_SVD) if key in settings},
+        '_class_name': 'UNetSpatioTemporalConditionModel',
+        'num_attention_heads': settings['attention_head_dim'],
+        'addition_time_embed_dim': channels,
+        'projection_class_embeddings_input_dim': channels * ids.get('count', 3),
+    }
+
+
+def _i2vgen_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    _check_known(config, _I2VGEN | _HEADS, 'UNet')
+    arguments = {'cross_attention_dim': 1024}
+    arguments |= {key: config[key] for key in sorted(_I2VGEN) if key in config}
+    # diffusers never looks at num_attention_heads
+    size = _same(config.get('attention_head_dim', 64))
+    _check_whole(size, 'UNet', 'attention_head_dim')
+    widths = config.get('block_out_channels', (320, 640, 1280, 1280))
+    if any(width % size for width in widths):
+        raise WeightsError(
+            f'UNet config: attention_head_dim={size} does not divide block_out_channels={widths}'
+        )
+    over_time = {'type': 'TemporalTransformer', 'head_channels': size}
+    return arguments | {
+        'attention_head_dim': [width // size for width in widths],
+        'use_linear_projection': True,
+        'transformer_in': over_time | {'num_attention_heads': 8},
+        'temporal_slots': {'temp_convs': {'type': 'TemporalConv'}, 'temp_attentions': over_time},
+        'embeddings': {
+            'fps_embedding': {'type': 'FpsEmbedding'},
+            'image_latents_context_embedding': {'type': 'ImageLatentTokens'},
+            'context_embedding': {'type': 'ImageTokens', 'tokens': arguments.get('in_channels', 4)},
+            'image_latents_proj_in': {'type': 'ImageLatentChannels'},
+            'image_latents_temporal_encoder': {'type': 'ImageLatentsOverTime'},
+        },
+    }
+
+
+def _i2vgen_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{key: settings[key] for key in sorted(_I2VGEN) if key in settings},
+        '_class_name': 'I2VGenXLUNet',
+        'attention_head_dim': (settings.get('transformer_in') or {}).get('head_channels', 64),
+    }
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    """The class that a config names or, where it names none, that its settings show."""
     name = config.get('_class_name')
     if name is None:
-        return 'motion_max_seq_length' in config
-    classes = ('UNet2DConditionModel', 'UNetMotionModel')
-    if name not in classes:
+        kinds = ' '.join(config.get('down_block_types', ()))
+        if 'SpatioTemporal' in kinds or '3D' in kinds:
+            return CLASSES[2] if 'SpatioTemporal' in kinds else CLASSES[3]
+        return CLASSES['motion_max_seq_length' in config]
+    if name not in CLASSES:
         raise WeightsError(
-            f'config of a {name!r}: expected {" or ".join(classes)}.{nearest(name, classes)}'
+            f'config of a {name!r}: expected {" or ".join(CLASSES)}.{nearest(name, CLASSES)}'
         )
-    return name == 'UNetMotionModel'
+    return name
 
 
 def _check_known(config: Mapping[str, Any], known: set[str], what: str) -> None:

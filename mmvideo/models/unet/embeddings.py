@@ -41,12 +41,15 @@ def position_sinusoid(positions: int, channels: int) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers with a SiLU between, after the sinusoid: [N, C] -> [N, E]."""
+    """Two linear layers with a SiLU between, after the sinusoid: [N, C] -> [N, E].
 
-    def __init__(self, channels: int, width: int) -> None:
+    The second has as many outputs as the first unless ``out_channels`` says otherwise.
+    """
+
+    def __init__(self, channels: int, width: int, out_channels: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(channels, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_2 = nn.Linear(width, out_channels or width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(nn.functional.silu(self.linear_1(x)))

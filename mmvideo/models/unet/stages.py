@@ -5,7 +5,7 @@ after the one or the other, so each video family is this trunk with other slots:
 
     AnimateDiff, PIA   motion_modules after the transformer
     I2VGen-XL          temp_convs after the resnet, temp_attentions after the transformer
-    SVD                no slots: its resnet and transformer factories build mixed ones
+    SVD                no slots: its resnets and transformers are mixed ones, in their places
 
 Parameter names are diffusers': ``resnets.j``, ``attentions.j``, one list a slot,
 ``downsamplers.0``, ``upsamplers.0``.
@@ -39,11 +39,13 @@ class TemporalSlot:
         name: of the module list, hence of its parameters.
         after: whether the module follows the resnet or, where there is one, the transformer.
         build: makes the module for a number of channels.
+        only_with_attention: whether it stands only in layers that have a transformer.
     """
 
     name: str
     after: Literal['resnet', 'attention']
     build: LayerFactory
+    only_with_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ class StageParts:
     resnet: ResnetFactory
     attention: LayerFactory | None = None
     slots: Sequence[TemporalSlot] = field(default_factory=tuple)
+
+
+def run_module(module: nn.Module, x: Tensor, context: LayerContext) -> Tensor:
+    """``module(x, context)``, recomputed in the backward pass if the context asks for it."""
+    if context.checkpointing and torch.is_grad_enabled():
+        return checkpoint(module, x, context, use_reentrant=False)
+    return module(x, context)
 
 
 class Stage(nn.Module):
@@ -79,11 +88,7 @@ class Stage(nn.Module):
     def run(self, kinds: Sequence[str], index: int, x: Tensor, context: LayerContext) -> Tensor:
         """Run module ``index`` of each list in ``kinds``, recomputed in backward if asked to."""
         for kind in kinds:
-            module = getattr(self, kind)[index]
-            if context.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(module, x, context, use_reentrant=False)
-            else:
-                x = module(x, context)
+            x = run_module(getattr(self, kind)[index], x, context)
         return x
 
     def layer(self, index: int, x: Tensor, context: LayerContext) -> Tensor:
@@ -157,13 +162,19 @@ class UpStage(Stage):
         super().__init__(parts, widths)
         self.upsamplers = nn.ModuleList([Upsample(channels)] if upsample else [])
 
-    def forward(self, x: Tensor, skips: list[Tensor], context: LayerContext) -> Tensor:
+    def forward(
+        self, x: Tensor, skips: list[Tensor], context: LayerContext, stage: int = 0
+    ) -> Tensor:
         """[N*T, C, H, W] -> [N*T, C_out, 2H, 2W], taking skip connections off the end of ``skips``.
 
         The size is that of the next skip connection, so odd sizes come back as they went.
+        ``stage`` is the position of this one, coarsest first, for ``Controls.join``.
         """
         for index in range(len(self.resnets)):
-            x = self.layer(index, torch.cat([x, skips.pop()], dim=1), context)
+            skip = skips.pop()
+            if context.controls.join is not None:
+                x, skip = context.controls.join(stage, x, skip)
+            x = self.layer(index, torch.cat([x, skip], dim=1), context)
         for upsampler in self.upsamplers:
             x = upsampler(x, size=skips[-1].shape[-2:])
         return x

@@ -1,7 +1,7 @@
 """VideoUNet: Stable Diffusion's denoiser for pictures, and for clips with temporal slots.
 
-Parameter names are those of diffusers' UNet2DConditionModel and, with motion modules,
-UNetMotionModel.
+Parameter names are those of diffusers' UNet2DConditionModel and, by what is temporal in it,
+UNetMotionModel, UNetSpatioTemporalConditionModel or I2VGenXLUNet.
 
 Shapes: N batch, T frames, C channels, H W latent size, L tokens, D width.
 """
@@ -15,40 +15,54 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmvideo.errors import ConfigError, InputError, nearest
+from mmvideo.checkpoints.layouts import Betas
+from mmvideo.errors import InputError
+from mmvideo.models.unet.assembly import (
+    DOWN_BLOCKS,
+    UP_BLOCKS,
+    build_temporal,
+    check_motion,
+    cross_attention,
+    down_stages,
+    make_slots,
+    per_level,
+    per_stage,
+    up_stages,
+)
 from mmvideo.models.unet.attention import SpatialTransformer
-from mmvideo.models.unet.context import LayerContext, NormScope
+from mmvideo.models.unet.conditions import (
+    Role,
+    TrunkSizes,
+    build_embeddings,
+    check_conditions,
+    embed,
+    extra_channels,
+)
+from mmvideo.models.unet.context import Controls, ImageContext, LayerContext, NormScope
 from mmvideo.models.unet.embeddings import TimestepEmbedding, timestep_sinusoid
-from mmvideo.models.unet.motion import MotionModule, check_frames
+from mmvideo.models.unet.motion import FrameTransformer, check_frames
 from mmvideo.models.unet.resnet import ResnetBlock, ScopedGroupNorm
-from mmvideo.models.unet.stages import DownStage, MidStage, StageParts, TemporalSlot, UpStage
+from mmvideo.models.unet.spatio_temporal import (
+    Mixing,
+    SpatioTemporalResnet,
+    SpatioTemporalTransformer,
+    check_mixing,
+)
+from mmvideo.models.unet.stages import MidStage, StageParts, run_module
 from mmvideo.registry import MODELS
-
-# Both of diffusers' names for a stage mean the same here; True where it has spatial transformers.
-DOWN_BLOCKS = {
-    'CrossAttnDownBlock2D': True,
-    'CrossAttnDownBlockMotion': True,
-    'DownBlock2D': False,
-    'DownBlockMotion': False,
-}
-UP_BLOCKS = {
-    'CrossAttnUpBlock2D': True,
-    'CrossAttnUpBlockMotion': True,
-    'UpBlock2D': False,
-    'UpBlockMotion': False,
-}
 
 
 @MODELS.register_module()
 class VideoUNet(nn.Module):
     """The trunk of every family: a U-Net over frames folded in the batch, with temporal slots.
 
-    Without ``motion_module`` it is the image U-Net of Stable Diffusion and takes each frame for
-    itself; with it, AnimateDiff's and PIA's video U-Net.
+    By itself it is the image U-Net of Stable Diffusion and takes each frame for itself. With a
+    ``motion_module`` it is AnimateDiff's and PIA's network, with ``temporal_mixing`` Stable Video
+    Diffusion's, with ``temporal_slots`` and ``transformer_in`` I2VGen-XL's.
 
     Args:
         sample_size: latent height and width of training, kept for who needs a default.
-        in_channels: 4, or 9 for PIA.
+        in_channels: of the sample: 4, 9 for PIA, 8 for SVD.
         out_channels: 4.
         down_block_types: one of ``DOWN_BLOCKS`` a level, finest first.
         up_block_types: one of ``UP_BLOCKS`` a level, coarsest first.
@@ -61,11 +75,21 @@ class VideoUNet(nn.Module):
         use_linear_projection: spatial transformers project with linear layers, else 1x1
             convolutions (Stable Diffusion 1.5).
         norm_num_groups: groups of every GroupNorm.
-        norm_eps: of the resnets and the output norm.
+        norm_eps: of the resnets and the output norm; one for all, or one for each down stage, the
+            middle, each up stage and the output.
         resnet_norm_scope: statistics of those: ``'frame'``, or ``'clip'`` for AnimateDiff v1 and
             PIA.
         motion_module: config of the temporal module after each layer, without its ``channels``.
         motion_mid_block: also one in the middle (AnimateDiff v2).
+        temporal_mixing: resnets and transformers are mixed with ones that see time:
+            ``'learned_with_images'`` as in SVD, where pictures among the frames are left alone, or
+            ``'learned'``.
+        temporal_slots: configs of temporal modules, without their ``channels``, by the name of
+            their lists, such as ``temp_convs``; in the order in which they run.
+        transformer_in: config of a temporal module after the first convolution.
+        embeddings: configs of the modules for what the model is told besides time and prompt, by
+            the name of their parameters; see ``conditions``.
+        num_frames: length of the clips of training, kept for who needs a default.
         gradient_checkpointing: recompute every layer in the backward pass.
 
     Raises:
@@ -74,6 +98,8 @@ class VideoUNet(nn.Module):
 
     # The arguments that a builder gave, for an export to write down.
     settings: dict[str, Any]
+    # The noise schedule of its motion modules' training, where a builder recognised it.
+    trained_betas: Betas | None = None
 
     def __init__(
         self,
@@ -89,55 +115,75 @@ class VideoUNet(nn.Module):
         transformer_layers_per_block: int | Sequence[int] = 1,
         use_linear_projection: bool = False,
         norm_num_groups: int = 32,
-        norm_eps: float = 1e-5,
+        norm_eps: float | Sequence[float] = 1e-5,
         resnet_norm_scope: NormScope = 'frame',
         motion_module: Mapping[str, Any] | None = None,
         motion_mid_block: bool = False,
+        temporal_mixing: Mixing | None = None,
+        temporal_slots: Mapping[str, Mapping[str, Any]] | None = None,
+        transformer_in: Mapping[str, Any] | None = None,
+        embeddings: Mapping[str, Mapping[str, Any]] | None = None,
+        num_frames: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         widths, levels = tuple(block_out_channels), len(block_out_channels)
-        down_cross = _cross_attention(down_block_types, DOWN_BLOCKS, levels, 'down_block_types')
-        up_cross = _cross_attention(up_block_types, UP_BLOCKS, levels, 'up_block_types')
-        layers = _per_level(layers_per_block, levels, 'layers_per_block')
-        heads = _per_level(attention_head_dim, levels, 'attention_head_dim')
-        depths = _per_level(transformer_layers_per_block, levels, 'transformer_layers_per_block')
-        _check_motion(widths, motion_module, motion_mid_block)
-        self.sample_size = sample_size
+        down_cross = cross_attention(down_block_types, DOWN_BLOCKS, levels, 'down_block_types')
+        up_cross = cross_attention(up_block_types, UP_BLOCKS, levels, 'up_block_types')
+        layers = per_level(layers_per_block, levels, 'layers_per_block')
+        heads = per_level(attention_head_dim, levels, 'attention_head_dim')
+        depths = per_level(transformer_layers_per_block, levels, 'transformer_layers_per_block')
+        eps = per_stage(norm_eps, levels, 'norm_eps')
+        check_motion(widths, motion_module, motion_mid_block)
+        slots = make_slots(motion_module, temporal_slots or {}, norm_num_groups)
+        resnet_class, transformer_class, mixed = _layer_classes(temporal_mixing)
+        self.sample_size, self.num_frames = sample_size, num_frames
         self.in_channels, self.out_channels = in_channels, out_channels
         self.block_out_channels = widths
         self.cross_attention_dim = cross_attention_dim
         self.gradient_checkpointing = gradient_checkpointing
 
-        def parts(level: int, cross: bool, motion: bool = True) -> StageParts:
+        def parts(level: int, cross: bool, eps: float, motion: bool = True) -> StageParts:
             resnet = partial(
-                ResnetBlock,
+                resnet_class,
                 time_channels=4 * widths[0],
                 groups=norm_num_groups,
-                eps=norm_eps,
+                eps=eps,
                 norm_scope=resnet_norm_scope,
+                **mixed,
             )
             attention = partial(
-                SpatialTransformer,
+                transformer_class,
                 heads=heads[level],
                 context_channels=cross_attention_dim,
                 num_layers=depths[level],
                 groups=norm_num_groups,
                 linear_projection=use_linear_projection,
+                **mixed,
             )
-            slots = _motion_slots(motion_module if motion else None, norm_num_groups)
-            return StageParts(resnet, attention if cross else None, slots)
+            chosen = [slot for slot in slots if cross or not slot.only_with_attention]
+            chosen = [slot for slot in chosen if motion or slot.name != 'motion_modules']
+            return StageParts(resnet, attention if cross else None, chosen)
 
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
-        down = [parts(i, cross) for i, cross in enumerate(down_cross)]
-        self.down_blocks = _down_stages(down, widths, layers)
-        self.mid_block = MidStage(parts(levels - 1, True, motion_mid_block), widths[-1])
-        up = [parts(levels - 1 - i, cross) for i, cross in enumerate(up_cross)]
-        self.up_blocks = _up_stages(up, widths, layers)
-        self.conv_norm_out = ScopedGroupNorm(
-            norm_num_groups, widths[0], norm_eps, resnet_norm_scope
+        sizes = TrunkSizes(in_channels, widths[0], 4 * widths[0], cross_attention_dim)
+        extra = build_embeddings(embeddings or {}, sizes)
+        self.conv_in = nn.Conv2d(
+            in_channels + extra_channels(extra.values()), widths[0], 3, padding=1
         )
+        self.transformer_in: nn.Module | None = None
+        if transformer_in is not None:
+            self.transformer_in = build_temporal(transformer_in, widths[0], norm_num_groups)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        self.embedding_names = tuple(extra)
+        for name, module in extra.items():
+            self.add_module(name, module)
+        down = [parts(i, cross, eps[i]) for i, cross in enumerate(down_cross)]
+        self.down_blocks = down_stages(down, widths, layers)
+        middle = parts(levels - 1, True, eps[levels], motion_mid_block)
+        self.mid_block = MidStage(middle, widths[-1])
+        up = [parts(levels - 1 - i, c, eps[levels + 1 + i]) for i, c in enumerate(up_cross)]
+        self.up_blocks = up_stages(up, widths, layers)
+        self.conv_norm_out = ScopedGroupNorm(norm_num_groups, widths[0], eps[-1], resnet_norm_scope)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
         self.max_frames = _max_frames(self)
 
@@ -156,6 +202,10 @@ class VideoUNet(nn.Module):
         encoder_hidden_states: Tensor,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
+        images: ImageContext | None = None,
+        controls: Controls | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
+        image_only: Tensor | None = None,
     ) -> Tensor:
         """Predict the noise (or what the scheduler's prediction type says) in ``sample``.
 
@@ -166,6 +216,12 @@ class VideoUNet(nn.Module):
             down_block_additional_residuals: ControlNet's, [N*T, C, H, W] each, one for every skip
                 connection, finest first.
             mid_block_additional_residual: ControlNet's, for the output of the middle stage.
+            images: pictures beside the prompt, see ``IPAdapter.image_keys``.
+            controls: FreeU, FreeNoise's windows and the strength of motion, see ``Controls``.
+            conditions: what the ``embeddings`` take, by name: ``added_time_ids`` for SVD; ``fps``,
+                ``image_latents`` and ``image_embeddings`` for I2VGen-XL.
+            image_only: [N, T], true for frames that are pictures by themselves, for a model with
+                ``temporal_mixing``.
 
         Returns:
             [N, C_out, T, H, W].
@@ -173,24 +229,46 @@ class VideoUNet(nn.Module):
         Raises:
             InputError: a shape that does not fit this model, or more frames than ``max_frames``.
         """
-        self._check_inputs(sample, encoder_hidden_states)
-        context = self._context(sample, timestep, encoder_hidden_states)
-        x = self.conv_in(sample.transpose(1, 2).flatten(0, 1))  # N*T C H W
+        controls = controls or Controls()
+        self._check_inputs(sample, encoder_hidden_states, controls)
+        check_conditions(self._embeddings(), conditions or {})
+        _check_image_only(image_only, sample)
+        context = self._context(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            conditions or {},
+            images=images or {},
+            image_only=image_only,
+            controls=controls,
+        )
+        joined = self._embedded('channels', conditions or {}, sample)
+        x = torch.cat([sample, *joined], dim=1) if joined else sample
+        x = self.conv_in(x.transpose(1, 2).flatten(0, 1))  # N*T C H W
+        if self.transformer_in is not None:
+            x = run_module(self.transformer_in, x, context)
         skips = [x]
-        for stage in self.down_blocks:
-            x, more = stage(x, context)
+        for index, stage in enumerate(self.down_blocks):
+            x, more = stage(x, context.within(f'down.{index}'))
             skips += more
         if down_block_additional_residuals is not None:
             skips = _add_each(skips, down_block_additional_residuals)
-        x = self.mid_block(x, context)
+        x = self.mid_block(x, context.within('mid'))
         if mid_block_additional_residual is not None:
             x = x + mid_block_additional_residual
-        for stage in self.up_blocks:
-            x = stage(x, skips, context)
+        for index, stage in enumerate(self.up_blocks):
+            x = stage(x, skips, context.within(f'up.{index}'), index)
         x = self.conv_out(self.conv_norm_out(x, context.frames, silu=True))
         return x.unflatten(0, (-1, context.frames)).transpose(1, 2)
 
-    def _context(self, sample: Tensor, timestep: Tensor | float, text: Tensor) -> LayerContext:
+    def _context(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        text: Tensor,
+        conditions: Mapping[str, Tensor],
+        **others: Any,
+    ) -> LayerContext:
         """Time embedded once a clip, text once for all frames."""
         steps = torch.as_tensor(timestep, device=sample.device)
         if steps.dim() > 1 or steps.numel() not in (1, sample.shape[0]):
@@ -199,10 +277,29 @@ class VideoUNet(nn.Module):
                 f'[{sample.shape[0]}], one for each clip'
             )
         wave = timestep_sinusoid(steps.expand(sample.shape[0]), self.block_out_channels[0])
-        time = nn.functional.silu(self.time_embedding(wave.to(sample.dtype)))
-        return LayerContext(sample.shape[2], time, text, self.gradient_checkpointing)
+        time = self.time_embedding(wave.to(sample.dtype))
+        time = sum(self._embedded('time', conditions, sample), time)
+        tokens = self._embedded('tokens', conditions, sample)
+        if tokens:
+            rows = text.shape[0] // sample.shape[0]
+            text = torch.cat([text, *(t.repeat_interleave(rows, 0) for t in tokens)], dim=1)
+        return LayerContext(
+            frames=sample.shape[2],
+            time=nn.functional.silu(time),
+            text=text,
+            checkpointing=self.gradient_checkpointing,
+            **others,
+        )
 
-    def _check_inputs(self, sample: Tensor, text: Tensor) -> None:
+    def _embeddings(self) -> list[nn.Module]:
+        return [self.get_submodule(name) for name in self.embedding_names]
+
+    def _embedded(
+        self, role: Role, conditions: Mapping[str, Tensor], sample: Tensor
+    ) -> list[Tensor]:
+        return embed(self._embeddings(), role, conditions, sample)
+
+    def _check_inputs(self, sample: Tensor, text: Tensor, controls: Controls) -> None:
         if sample.dim() != 5 or sample.shape[1] != self.in_channels:
             raise InputError(
                 f'sample has shape {tuple(sample.shape)}: expected [N, {self.in_channels}, T, H, W]'
@@ -219,94 +316,33 @@ class VideoUNet(nn.Module):
                 f'clip, or {clips * frames}, one for each frame'
             )
         if self.max_frames is not None:
-            check_frames(frames, self.max_frames)
+            windows = controls.windows
+            check_frames(frames if windows is None else windows.longest, self.max_frames)
 
 
-def _down_stages(
-    parts: Sequence[StageParts], widths: Sequence[int], layers: Sequence[int]
-) -> nn.ModuleList:
-    """Finest first; all but the last halve the size."""
-    before = (widths[0], *widths)
-    last = len(widths) - 1
-    return nn.ModuleList(
-        DownStage(part, before[i], widths[i], layers[i], downsample=i < last)
-        for i, part in enumerate(parts)
-    )
+def _layer_classes(
+    mixing: Mixing | None,
+) -> tuple[type[nn.Module], type[nn.Module], dict[str, Any]]:
+    """The classes of resnets and transformers, and what the mixed ones are told besides."""
+    if mixing is None:
+        return ResnetBlock, SpatialTransformer, {}
+    check_mixing(mixing)
+    return SpatioTemporalResnet, SpatioTemporalTransformer, {'mixing': mixing}
 
 
-def _up_stages(
-    parts: Sequence[StageParts], widths: Sequence[int], layers: Sequence[int]
-) -> nn.ModuleList:
-    """Coarsest first; each meets, from the end, the skip connections of the way down."""
-    skips = [widths[0]]
-    for i, width in enumerate(widths):
-        skips += [width] * (layers[i] + (i < len(widths) - 1))
-    stages, channels = nn.ModuleList(), widths[-1]
-    for i, part in enumerate(parts):
-        level = len(widths) - 1 - i
-        taken = [skips.pop() for _ in range(layers[level] + 1)]
-        stages.append(UpStage(part, channels, widths[level], taken, upsample=level > 0))
-        channels = widths[level]
-    return stages
-
-
-def _motion_slots(
-    config: Mapping[str, Any] | None, norm_num_groups: int
-) -> tuple[TemporalSlot, ...]:
-    """AnimateDiff's one slot; its modules have the trunk's groups unless they say otherwise."""
-    if config is None:
-        return ()
-    settings = {'norm_num_groups': norm_num_groups, **config}
-
-    def build(channels: int) -> nn.Module:
-        return MODELS.build({**settings, 'channels': channels})
-
-    return (TemporalSlot('motion_modules', 'attention', build),)
-
-
-def _check_motion(widths: Sequence[int], config: Mapping[str, Any] | None, mid_block: bool) -> None:
-    if not widths or widths[0] % 2:
-        raise ConfigError(f'block_out_channels={widths}: expected an even number first')
-    if config is None and mid_block:
-        raise ConfigError(
-            'motion_mid_block=True without a motion_module: add motion_module=dict('
-            "type='MotionModule'), or drop motion_mid_block"
+def _check_image_only(value: Tensor | None, sample: Tensor) -> None:
+    shape = (sample.shape[0], sample.shape[2])
+    if value is not None and (value.dtype != torch.bool or tuple(value.shape) != shape):
+        raise InputError(
+            f'image_only is {value.dtype} {tuple(value.shape)}: expected torch.bool {shape}, one '
+            'for each frame'
         )
-    if config is not None and 'type' not in config:
-        raise ConfigError("motion_module has no 'type': expected dict(type='MotionModule', ...)")
 
 
 def _max_frames(model: nn.Module) -> int | None:
     """The shortest limit of any motion module, None without."""
-    limits = [m.max_positions for m in model.modules() if isinstance(m, MotionModule)]
-    return min(limits, default=None)
-
-
-def _cross_attention(
-    types: Sequence[str], known: Mapping[str, bool], levels: int, key: str
-) -> list[bool]:
-    """Which stages have spatial transformers."""
-    if len(types) != levels:
-        raise ConfigError(
-            f'{key} names {len(types)} stages, block_out_channels has {levels}: expected as many'
-        )
-    for name in types:
-        if name not in known:
-            raise ConfigError(
-                f'{key}: unknown stage {name!r}, expected one of {sorted(known)}.'
-                f'{nearest(name, known)}'
-            )
-    return [known[name] for name in types]
-
-
-def _per_level(value: int | Sequence[int], levels: int, key: str) -> list[int]:
-    """One whole number for all levels, or one for each."""
-    values = [value] * levels if isinstance(value, int) else list(value)
-    if len(values) != levels or not all(isinstance(v, int) and v >= 1 for v in values):
-        raise ConfigError(
-            f'{key}={value!r}: expected a positive whole number, or {levels}, one for each level'
-        )
-    return values
+    modules = [m for m in model.modules() if isinstance(m, FrameTransformer)]
+    return min((m.max_positions for m in modules if m.max_positions is not None), default=None)
 
 
 def _add_each(skips: list[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:

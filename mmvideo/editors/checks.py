@@ -1,0 +1,31 @@
+"""Checks of single arguments of ``infer``; each says what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmvideo.errors import InputError, nearest
+
+
+def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """A whole number of at least ``low``, and at most ``high`` if given."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        limit = f'>= {low}' if high is None else f'from {low} to {high}'
+        raise InputError(f'{name}={value!r}: expected an integer {limit}.')
+
+
+def check_range(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
+    """A finite number inside a closed range (or one open below)."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (low <= value <= high) or (open_low and value == low):
+        bracket = '(' if open_low else '['
+        raise InputError(f'{name}={value!r}: expected a number in {bracket}{low}, {high}].')
+
+
+def check_choice(name: str, value: Any, valid: Sequence[Any]) -> None:
+    """One of a few values."""
+    if not any(value is known or (isinstance(known, str) and value == known) for known in valid):
+        listed = ', '.join(repr(known) for known in valid)
+        raise InputError(f'{name}={value!r}: expected one of {listed}.{nearest(value, valid)}')

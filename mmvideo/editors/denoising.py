@@ -1,0 +1,246 @@
+"""From a request to latents and pictures: what editors with a latent denoiser do alike.
+
+N batch, C channels, T frames, t frames of a window, H W latent size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmvideo.diffusion.free_init import replace_high_frequencies
+from mmvideo.diffusion.objective import add_noise
+from mmvideo.diffusion.sampling import Callback, guide, sample
+from mmvideo.editors.image_prompts import image_keys
+from mmvideo.editors.options import block_names
+from mmvideo.editors.prompts import PromptTrack
+from mmvideo.editors.request import Request, Sample
+from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
+
+# (scaled latents [N, C, t, H, W], frames [t] or None for all, timestep) -> prediction
+Predict = Callable[[Tensor, 'Tensor | None', Tensor], Tensor]
+
+
+class Schedule(NamedTuple):
+    """A scheduler of its own for one sampling of a clip, and the timesteps to take."""
+
+    scheduler: Any
+    timesteps: Tensor
+
+
+class Denoising:
+    """The sampling half of an editor, over its ``unet``, ``vae``, ``scheduler`` and texts."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def vae_scale(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def _infer(self, request: Request, callback: Callback | None) -> dict[str, Tensor]:
+        latents = [self._denoise(group, request, callback) for group in self._groups(request)]
+        order = [i for group in self._groups(request) for i in (s.index for s in group)]
+        ordered = torch.cat(latents)[torch.tensor(order).argsort()]
+        if request.output_type == 'latent':
+            return dict(latents=ordered)
+        return dict(samples=self.decode(ordered, request.decode_chunk_size))
+
+    def _groups(self, request: Request) -> list[list[Sample]]:
+        """Samples whose prompts need equally many chunks, so that none is padded for another."""
+        groups: dict[int, list[Sample]] = {}
+        for item in request.samples:
+            needed = max(chunks_needed(self.tokenizer, text) for text in item.texts)
+            groups.setdefault(needed, []).append(item)
+        return list(groups.values())
+
+    def _denoise(self, group: list[Sample], request: Request, callback: Callback | None) -> Tensor:
+        """Sample once, or as often as FreeInit says; latents where ``_place`` has them."""
+        rounds = request.options.rounds(request.num_inference_steps)
+        schedules = [self._schedule(steps, request) for steps in rounds]
+        counts = [len(schedule.timesteps) for schedule in schedules]
+        generators = [item.generator for item in group]
+        noise = torch.stack([self._noise(item, request) for item in group])
+        noise = noise.to(self._place(request))
+        self._prepare(group)
+        predict = self._predictor(group, request)
+        latents = self._noised(group, request, schedules[0], noise)
+        free_init = request.options.free_init
+        low_pass = None if free_init is None else free_init.low_pass(*noise.shape[-3:])
+        for turn, schedule in enumerate(schedules):
+            if turn > 0:
+                assert low_pass is not None, 'FreeInit alone samples more than once'
+                # Low frequencies of the finished clip with its first noise, high frequencies of a
+                # start from fresh noise.
+                kept = self._noised_again(latents, request, schedule, noise)
+                drawn = torch.stack([self._drawn(item, request) for item in group])
+                fresh = self._noised(group, request, schedule, drawn.to(noise))
+                latents = replace_high_frequencies(kept, fresh, low_pass)
+            latents = sample(
+                _by_windows(predict, request),
+                schedule.scheduler,
+                latents,
+                schedule.timesteps,
+                generators,
+                request.eta,
+                _counted(callback, sum(counts[:turn]), sum(counts)),
+            )
+        return latents
+
+    def _predictor(self, group: list[Sample], request: Request) -> Predict:
+        """The denoiser with guidance; what is the same in every step is computed here."""
+        options, guided = request.options, request.options.guided
+        context = self._context(group, guided, request)
+        extra = self._condition(group, request, guided)
+        height, width = self._noise_shape(request)[-2:]
+        images = image_keys(self, request.pictures, (height, width), len(group), guided)
+        controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
+
+        def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor) -> Tensor:
+            halves = torch.cat([scaled] * 2) if guided else scaled
+            halves = self._model_input(halves.to(self.device, self.dtype), extra, frames)
+            seen, changed = images, controls
+            if frames is not None:
+                seen = {layer: [i.select(frames) for i in keys] for layer, keys in images.items()}
+                changed = controls.at(frames)
+            step = timestep.to(self.device)
+            prediction = self.unet(halves, step, context.at(frames), images=seen, controls=changed)
+            prediction = prediction.to(scaled)
+            if not guided:
+                return prediction
+            scale = options.guidance_scale(frames)
+            return guide(prediction, scale if isinstance(scale, float) else scale.to(scaled))
+
+        return predict
+
+    def _context(self, group: list[Sample], guided: bool, request: Request) -> PromptTrack:
+        """The prompts' embeddings; every key of a timeline is encoded once."""
+        prompts = [item.prompt for item in group]
+        negative = [item.negative_prompt for item in group]
+        rows = [*negative, *prompts] if guided else prompts
+        count = max(chunks_needed(self.tokenizer, text) for item in group for text in item.texts)
+        states = encode_prompts(
+            self.tokenizer,
+            self.text_encoder,
+            [text for row in rows for text in row.values],
+            count,
+            request.clip_skip,
+        )
+        return PromptTrack(states.to(self.dtype), rows, request.num_frames)
+
+    def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
+        """What stays the same in every step and is not text; None here."""
+        return None
+
+    def _model_input(self, latents: Tensor, extra: Any, frames: Tensor | None) -> Tensor:
+        """What the denoiser gets for ``frames`` [t] of the clip, None for all."""
+        return latents
+
+    # Starts -----------------------------------------------------------------------------------
+
+    def _place(self, request: Request) -> torch.device:
+        """Where latents stay: with windows on the CPU, so that the device sees one at a time."""
+        windowed = request.options.windows is not None
+        return torch.device('cpu') if windowed else self.device
+
+    def _schedule(self, steps: int, request: Request) -> Schedule:
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(steps)
+        return Schedule(scheduler, self._timesteps(scheduler, steps, request))
+
+    def _timesteps(self, scheduler: Any, steps: int, request: Request) -> Tensor:
+        return scheduler.timesteps
+
+    def _noise(self, item: Sample, request: Request) -> Tensor:
+        """[C, T, H, W] from the sample's own CPU generator, so it depends on nothing else."""
+        if item.latents is not None:
+            return item.latents.float()
+        return self._drawn(item, request)
+
+    def _drawn(self, item: Sample, request: Request) -> Tensor:
+        shape, free_noise = self._noise_shape(request), request.options.free_noise
+        if free_noise is not None:
+            return free_noise.draw(shape, item.generator)
+        return torch.randn(shape, generator=item.generator)
+
+    def _noise_shape(self, request: Request) -> tuple[int, ...]:
+        """(C, T, H, W) of one sample."""
+        cells = (request.height // self.vae_scale, request.width // self.vae_scale)
+        return (self.vae.config.latent_channels, request.num_frames, *cells)
+
+    def _prepare(self, group: list[Sample]) -> None:
+        """What else is drawn from the samples' generators, after their noise."""
+
+    def _noised(
+        self, group: list[Sample], request: Request, schedule: Schedule, noise: Tensor
+    ) -> Tensor:
+        """Latents at the noise level of the first timestep, float32, where ``noise`` is."""
+        return noise * schedule.scheduler.init_noise_sigma
+
+    def _noised_again(
+        self, latents: Tensor, request: Request, schedule: Schedule, noise: Tensor
+    ) -> Tensor:
+        """A finished clip at the noise level where sampling starts.
+
+        That is the end of training's schedule, in the scale that the scheduler starts from.
+        """
+        scheduler = schedule.scheduler
+        alpha_bar = scheduler.alphas_cumprod[-1:].expand(len(latents))
+        return add_noise(latents, noise, alpha_bar) * scheduler.init_noise_sigma
+
+    # Pictures ---------------------------------------------------------------------------------
+
+    def decode(self, latents: Tensor, chunk_size: int = 16) -> Tensor:
+        """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, by chunks of frames."""
+        decoded = list(self.decode_chunks(latents.transpose(1, 2).flatten(0, 1), chunk_size))
+        return torch.cat(decoded).unflatten(0, (latents.shape[0], -1)).transpose(1, 2).contiguous()
+
+    @torch.no_grad()
+    def decode_chunks(self, frames: Tensor, chunk_size: int = 16) -> Iterator[Tensor]:
+        """Latents [F, C, H, W], on any device, to pictures [f, C, H, W] as they are decoded.
+
+        A clip of any length needs memory for one chunk.
+        """
+        vae = self.vae
+        for chunk in frames.split(chunk_size):
+            chunk = chunk.to(vae.device, vae.dtype) / vae.config.scaling_factor
+            yield vae.decode(chunk).sample.float().add(1).div(2).clamp(0, 1).cpu()
+
+
+def _by_windows(predict: Predict, request: Request) -> Callable[[Tensor, Tensor], Tensor]:
+    """``predict`` for the whole clip, or for the windows of each call, joined."""
+    plans = request.options.plans()
+
+    def denoise(scaled: Tensor, timestep: Tensor) -> Tensor:
+        plan = next(plans)
+        if plan is None:
+            return predict(scaled, None, timestep)
+        return plan.fuse(lambda part, frames: predict(part, frames, timestep), scaled, 2)
+
+    return denoise
+
+
+def _counted(callback: Callback | None, before: int, total: int) -> Callback | None:
+    """``callback`` that counts the steps of all samplings of a clip."""
+    if callback is None:
+        return None
+    return lambda step, _, latents: callback(before + step, total, latents)

@@ -1,0 +1,8 @@
+"""Small changes of a model at run time: LoRA, MotionLoRA, IP-Adapter, textual inversion."""
+
+from mmvideo.models.adapters.base import Adapter
+from mmvideo.models.adapters.ip_adapter import IPAdapter
+from mmvideo.models.adapters.lora import LoRA, MotionLoRA
+from mmvideo.models.adapters.textual_inversion import TextualInversion
+
+__all__ = ['Adapter', 'IPAdapter', 'LoRA', 'MotionLoRA', 'TextualInversion']

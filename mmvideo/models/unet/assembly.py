@@ -1,0 +1,137 @@
+"""From a trunk's settings to its stages: checks, slots, widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from mmvideo.errors import ConfigError, nearest
+from mmvideo.models.unet.stages import DownStage, StageParts, TemporalSlot, UpStage
+from mmvideo.registry import MODELS
+
+# diffusers' names for a stage that mean the same here, by ending; what is temporal in a stage
+# stands in settings of its own.
+_KINDS = ('2D', 'Motion', 'SpatioTemporal', '3D')
+# True where a stage has spatial transformers.
+DOWN_BLOCKS = {f'{name}{kind}': name != 'DownBlock' for kind in _KINDS
+               for name in ('CrossAttnDownBlock', 'DownBlock')}  # fmt: skip
+UP_BLOCKS = {name.replace('Down', 'Up'): cross for name, cross in DOWN_BLOCKS.items()}
+_TAKEN_NAMES = ('resnets', 'attentions', 'downsamplers', 'upsamplers')
+
+
+def cross_attention(
+    types: Sequence[str], known: Mapping[str, bool], levels: int, key: str
+) -> list[bool]:
+    """Which stages have spatial transformers."""
+    if len(types) != levels:
+        raise ConfigError(
+            f'{key} names {len(types)} stages, block_out_channels has {levels}: expected as many'
+        )
+    for name in types:
+        if name not in known:
+            raise ConfigError(
+                f'{key}: unknown stage {name!r}, expected one of {sorted(known)}.'
+                f'{nearest(name if name.endswith(_KINDS) else f"{name}{_KINDS[0]}", known)}'
+            )
+    return [known[name] for name in types]
+
+
+def per_level(value: int | Sequence[int], levels: int, key: str) -> list[int]:
+    """One whole number for all levels, or one for each."""
+    values = [value] * levels if isinstance(value, int) else list(value)
+    if len(values) != levels or not all(isinstance(v, int) and v >= 1 for v in values):
+        raise ConfigError(
+            f'{key}={value!r}: expected a positive whole number, or {levels}, one for each level'
+        )
+    return values
+
+
+def per_stage(value: float | Sequence[float], levels: int, key: str) -> list[float]:
+    """One number for all, or one for each down stage, the middle, each up stage and the end."""
+    count = 2 * levels + 2
+    values = [value] * count if isinstance(value, (int, float)) else list(value)
+    if len(values) != count or not all(isinstance(v, (int, float)) and v > 0 for v in values):
+        raise ConfigError(
+            f'{key}={value!r}: expected a positive number, or {count}: one for each of {levels} '
+            f'down stages, the middle, {levels} up stages and the output'
+        )
+    return values
+
+
+def make_slots(
+    motion_module: Mapping[str, Any] | None,
+    others: Mapping[str, Mapping[str, Any]],
+    norm_num_groups: int,
+) -> list[TemporalSlot]:
+    """In the order in which they run; a config may have other groups than the trunk."""
+    configs = dict(others)
+    for name, config in configs.items():
+        if name in (*_TAKEN_NAMES, 'motion_modules') or not name.isidentifier():
+            raise ConfigError(f'temporal_slots: {name!r} is taken or no name, choose another')
+        if 'type' not in config:
+            raise ConfigError(f"temporal_slots.{name} has no 'type': expected dict(type=...)")
+    if motion_module is not None:
+        configs['motion_modules'] = motion_module
+    return [_slot(name, config, norm_num_groups) for name, config in configs.items()]
+
+
+def build_temporal(config: Mapping[str, Any], channels: int, norm_num_groups: int) -> nn.Module:
+    """One temporal module for a number of channels."""
+    return MODELS.build({'norm_num_groups': norm_num_groups, **config, 'channels': channels})
+
+
+def _slot(name: str, config: Mapping[str, Any], norm_num_groups: int) -> TemporalSlot:
+    kind = MODELS.get(config['type'])
+
+    def build(channels: int) -> nn.Module:
+        return build_temporal(config, channels, norm_num_groups)
+
+    return TemporalSlot(
+        name,
+        getattr(kind, 'after', 'attention'),
+        build,
+        getattr(kind, 'only_with_attention', False),
+    )
+
+
+def down_stages(
+    parts: Sequence[StageParts], widths: Sequence[int], layers: Sequence[int]
+) -> nn.ModuleList:
+    """Finest first; all but the last halve the size."""
+    before = (widths[0], *widths)
+    last = len(widths) - 1
+    return nn.ModuleList(
+        DownStage(part, before[i], widths[i], layers[i], downsample=i < last)
+        for i, part in enumerate(parts)
+    )
+
+
+def up_stages(
+    parts: Sequence[StageParts], widths: Sequence[int], layers: Sequence[int]
+) -> nn.ModuleList:
+    """Coarsest first; each meets, from the end, the skip connections of the way down."""
+    skips = [widths[0]]
+    for i, width in enumerate(widths):
+        skips += [width] * (layers[i] + (i < len(widths) - 1))
+    stages, channels = nn.ModuleList(), widths[-1]
+    for i, part in enumerate(parts):
+        level = len(widths) - 1 - i
+        taken = [skips.pop() for _ in range(layers[level] + 1)]
+        stages.append(UpStage(part, channels, widths[level], taken, upsample=level > 0))
+        channels = widths[level]
+    return stages
+
+
+def check_motion(widths: Sequence[int], config: Mapping[str, Any] | None, mid_block: bool) -> None:
+    """Raise ConfigError for widths or motion settings that cannot be right."""
+    if not widths or widths[0] % 2:
+        raise ConfigError(f'block_out_channels={widths}: expected an even number first')
+    if config is None and mid_block:
+        raise ConfigError(
+            'motion_mid_block=True without a motion_module: add motion_module=dict('
+            "type='MotionModule'), or drop motion_mid_block"
+        )
+    if config is not None and 'type' not in config:
+        raise ConfigError("motion_module has no 'type': expected dict(type='MotionModule', ...)")
