@@ -1,17 +1,7 @@
-# Stage 4: motion modules learn on the frozen text-to-image model.
+# Stage 5: motion modules go on with paths anywhere, from the weights of stage 4.
 _base_ = ['animatediff_sprites.py', '../_base_/train.py']
 
-model = dict(
-    motion_module=dict(
-        _delete_=True,
-        type='MotionModule',
-        num_attention_heads=4,
-        max_positions=32,
-        norm_scope='frame',
-    ),
-    unet=dict(motion_mid_block=True),
-    trainable=['motion_modules'],
-)
+model = dict(trainable=['motion_modules'], timestep_range=(200, 1000))
 train_dataloader = dict(
     batch_size=2,
     num_workers=0,
@@ -25,11 +15,11 @@ train_dataloader = dict(
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
 )
-train_cfg = dict(max_iters=2000)
+train_cfg = dict(max_iters=2600)
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(no_decay_1d=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=1800, eta_min=2e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=2400, eta_min=2e-5),
 ]
 custom_hooks = [
     dict(type='NonFiniteGuard'),

@@ -1,4 +1,4 @@
-# Stage 5: the condition channels and the motion modules learn to animate a given picture.
+# Stage 6: the condition channels and the motion modules learn to animate a given picture.
 _base_ = ['pia_sprites.py', '../_base_/train.py']
 
 # Largest score of a frame by its distance from the condition frame, over 1500 clips.
@@ -44,7 +44,11 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
 )
 train_cfg = dict(max_iters=2000)
-optim_wrapper = dict(optimizer=dict(lr=6e-4), paramwise_cfg=dict(no_decay_1d=True))
+# The condition's channels begin at zero, so they learn faster than the modules.
+optim_wrapper = dict(
+    optimizer=dict(lr=7e-4),
+    paramwise_cfg=dict(no_decay_1d=True, lr_mult={r'^unet[.]conv_in': 10.0}),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=100, T_max=1900, eta_min=2e-5),

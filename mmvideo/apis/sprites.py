@@ -40,14 +40,18 @@ class Stage:
 _TEXT = ('model.text_encoder', 'model.tokenizer')
 _LATENTS = ('model.vae', 'train_dataloader.dataset.vae')
 _T2I = {'unet': 'unet', 'text_encoder': 'text_encoder', 'tokenizer': 'tokenizer'}
+_MOTION = {'motion_adapter': 'motion_adapter'}
 STAGES = {
     'vae': Stage('train_vae_sprites.py', (), {'vae': 'vae'}),
     't2i_near': Stage('train_t2i_sprites_near.py', _LATENTS, _T2I),
     't2i': Stage('train_t2i_sprites.py', (*_LATENTS, *_TEXT, 'model.unet'), _T2I),
+    'animatediff_centred': Stage(
+        'train_animatediff_sprites_centred.py', (*_LATENTS, *_TEXT, 'model.unet'), _MOTION
+    ),
     'animatediff': Stage(
         'train_animatediff_sprites.py',
-        (*_LATENTS, *_TEXT, 'model.unet'),
-        {'motion_adapter': 'motion_adapter'},
+        (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module'),
+        _MOTION,
     ),
     'pia': Stage(
         'train_pia_sprites.py',
