@@ -89,8 +89,8 @@ class _Chunks:
         yield self.by_frame(decoder.conv_in)
         middle = decoder.mid_block
         yield self.resnet(middle.resnets[0])
-        for attention, resnet in zip(middle.attentions, middle.resnets[1:]):
-            yield self.by_frame(attention)
+        for resnet in middle.resnets[1:2]:  # the one attention has one resnet after it
+            yield self.by_frame(middle.attentions[0])
             yield self.resnet(resnet)
         for block in decoder.up_blocks:
             yield from map(self.resnet, block.resnets)
