@@ -100,7 +100,7 @@ def _room(kind: str, heading: str, style: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def place_start(
-    share: Sequence[float],
+    share: Sequence[float] | np.ndarray,
     kind: str,
     heading: str,
     style: str,
