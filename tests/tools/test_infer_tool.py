@@ -175,8 +175,8 @@ def test_option_of_another_editor(
     text = TINY.read_text().replace("type='PIA'", "type='AnimateDiff'", 1)
     text = text.replace("    condition_module=dict(type='PIACondition'),\n", '')
     (tmp_path / 'tiny.py').write_text(text.replace("    image='tiny.png',\n", ''))
-    assert call_main(monkeypatch, tmp_path, ['tiny.py', '--motion-scale', 1]) == 2
-    assert "error: AnimateDiff takes no 'motion_scale'" in capsys.readouterr().err
+    assert call_main(monkeypatch, tmp_path, ['tiny.py', '--condition-frame', 1]) == 2
+    assert "error: AnimateDiff takes no 'condition_frame'" in capsys.readouterr().err
 
 
 def heed_interrupts() -> None:
