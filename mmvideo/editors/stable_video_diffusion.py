@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from mmvideo.checkpoints.save import save_scheduler
-from mmvideo.diffusion.edm import draw_sigmas, noised, output_target, precondition
-from mmvideo.diffusion.objective import per_sample, weighted_mse
+from mmvideo.diffusion.edm import noised
 from mmvideo.editors.clip_request import (
-    MOST_BUCKETS,
     NUM_FRAMES,
     ClipRequest,
     as_list,
@@ -27,9 +25,9 @@ from mmvideo.editors.clip_request import (
 )
 from mmvideo.editors.denoising import Schedule
 from mmvideo.editors.facts import SAMPLE_SIZE, Facts, read_facts
-from mmvideo.editors.latent_editor import LatentEditor
 from mmvideo.editors.parts import build_unet, weight_files
-from mmvideo.editors.preprocessor import build_preprocessor, given, to_model_range
+from mmvideo.editors.picture_training import PictureTraining
+from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.editors.prompts import PromptTrack
 from mmvideo.editors.request import Request, Sample, check_seeds, make_samples
 from mmvideo.errors import ConfigError, InputError
@@ -40,7 +38,7 @@ from mmvideo.registry import MODELS, SCHEDULERS
 
 
 @MODELS.register_module()
-class StableVideoDiffusion(LatentEditor):
+class StableVideoDiffusion(PictureTraining):
     """A denoiser that sees the picture as a CLIP token and, with little noise, beside every frame.
 
     Args:
@@ -88,14 +86,15 @@ class StableVideoDiffusion(LatentEditor):
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(build_preprocessor(data_preprocessor))
-        training = dict(
+        self._set_training(
+            sigma_mean=sigma_mean,
             sigma_std=sigma_std,
+            augmentation_mean=augmentation_mean,
             augmentation_std=augmentation_std,
             condition_dropout=condition_dropout,
             train_fps=train_fps,
             train_motion_bucket_id=train_motion_bucket_id,
         )
-        self.check_training(training)
         self._parts = dict(vae=vae, image_encoder=image_encoder, unet=unet)
         weight_files(self._parts)  # a missing file is found before another is read
         self.scheduler = SCHEDULERS.build(scheduler)
@@ -105,10 +104,6 @@ class StableVideoDiffusion(LatentEditor):
         self.image_encoder = MODELS.build(image_encoder)
         self.unet = unet_  # last, as its place says where its optimizer state is
         self._check_parts()
-        self.sigma_mean, self.sigma_std = sigma_mean, sigma_std
-        self.augmentation_mean, self.augmentation_std = augmentation_mean, augmentation_std
-        self.condition_dropout = condition_dropout
-        self.train_fps, self.train_motion_bucket_id = train_fps, train_motion_bucket_id
         self.predict_arguments = dict(predict or {})
         self.set_trainable(trainable)
 
@@ -345,102 +340,13 @@ class StableVideoDiffusion(LatentEditor):
             clips.append(pixels.float().add(1).div(2).clamp(0, 1).cpu())
         return torch.cat(clips)
 
-    # Training ---------------------------------------------------------------------------------
-
-    @classmethod
-    def check_training(cls, model: Mapping[str, Any]) -> None:
-        """Refuse settings of training that cannot be, from ``cfg.model`` alone.
-
-        Raises:
-            ConfigError: naming the setting.
-        """
-        limits = dict(
-            sigma_std=(0, 100),
-            augmentation_std=(0, 100),
-            condition_dropout=(0, 1 / 3),
-            train_fps=(1, 1000),
-            train_motion_bucket_id=(0, MOST_BUCKETS),
-        )
-        for name, (low, high) in limits.items():
-            value = model.get(name)
-            if value is not None and not low <= value <= high:
-                raise ConfigError(f'model.{name}={value!r}: expected {low} to {high:.4g}.')
-
-    def set_trainable(self, patterns: Sequence[str]) -> None:
-        """See ``LatentEditor``; only the denoiser can be trained."""
-        super().set_trainable(patterns)
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and not name.startswith('unet.'):
-                raise ConfigError(f'model.trainable: {name} is frozen here, use ^unet.')
-
     def train(self, mode: bool = True) -> StableVideoDiffusion:
         """Training mode for the denoiser; VAE and image encoder stay as they are."""
         super().train(mode)
         self.image_encoder.eval()
         return self
 
-    def _batch_loss(self, inputs: Tensor | None, samples: dict) -> dict[str, Tensor]:
-        clean = self._clean_latents(inputs, samples)
-        if inputs is not None:
-            picture = inputs[:, :, 0]
-        else:
-            picture = to_model_range(given(samples, 'image', 'its first frame'))
-        return self.loss(clean, {**samples, 'picture': picture})
-
-    def loss(self, clean: Tensor, data_samples: dict) -> dict[str, Tensor]:
-        """The loss of Karras et al. 2022 (table 1) for clean latents [N, C, T, H, W].
-
-        ``data_samples``: ``picture`` [N, 3, height, width] in [-1, 1], and perhaps ``fps`` and
-        ``motion_bucket_id`` of each clip, [N].
-        """
-        picture = given(data_samples, 'picture', 'its first frame')
-        sigma = draw_sigmas(len(clean), self.sigma_mean, self.sigma_std).to(clean.device)
-        noise = torch.randn_like(clean)
-        factors = precondition(sigma)
-        scaled = noised(clean, noise, sigma) * per_sample(factors.scale, clean)
-        token, latent, ids = self._training_condition(picture, data_samples)
-        output = self.unet(
-            self._model_input(scaled, latent[:, :, None].to(scaled), None),
-            factors.time,
-            token.to(scaled),
-            conditions={'added_time_ids': ids},
-        )
-        return dict(loss=weighted_mse(output, output_target(clean, noise, sigma)))
-
-    @torch.no_grad()
-    def _training_condition(
-        self, picture: Tensor, samples: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [N, 1, D], latents [N, C, H, W] and ids [N, 3], each sample drawn by itself."""
-        count = len(picture)
-        strength = draw_sigmas(count, self.augmentation_mean, self.augmentation_std).to(picture)
-        latent = self._picture_latents(picture, torch.randn_like(picture), strength)
-        token = self._embed(picture)
-        drawn = (torch.rand(count) / self.condition_dropout) if self.condition_dropout else None
-        if drawn is not None:  # [0, 1) the token, [1, 2) both, [2, 3) the latent
-            has_token, has_latent = drawn >= 2, (drawn < 1) | (drawn >= 3)
-            token = token * per_sample(has_token, token)
-            latent = latent * per_sample(has_latent, latent)
-        usual = {'fps': self.train_fps, 'motion_bucket_id': self.train_motion_bucket_id}
-        fps, motion = (
-            torch.as_tensor(samples.get(name, value), device=picture.device).float().expand(count)
-            for name, value in usual.items()
-        )
-        return token, latent, torch.stack([fps - 1, motion, strength.float()], dim=1)
-
-    def _predict(self, inputs: Tensor | None, samples: dict) -> list[dict]:
-        """Clips that go on from a batch's first frames, one dict each."""
-        assert inputs is not None, 'clips whose first frames are animated'
-        first = inputs[:, :, 0].float().add(1).div(2).clamp(0, 1).cpu()
-        captions = list(samples.get('caption', [''] * len(first)))
-        seeds = [int(i) for i in samples.get('index', range(len(first)))]
-        size = dict(height=first.shape[-2], width=first.shape[-1], video_length=inputs.shape[2])
-        arguments = {**size, **self.predict_arguments}
-        videos = self.infer(image=list(first), seed=seeds, **arguments)['samples']
-        return [
-            dict(video=video, caption=caption, image=image)
-            for video, caption, image in zip(videos, captions, first, strict=True)
-        ]
+    # Export -----------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
         """Write the denoiser, where it is trained, in the hub's layout below ``folder``."""
