@@ -29,7 +29,7 @@ from mmvideo.editors.parts import build_unet, weight_files
 from mmvideo.editors.picture_training import PictureTraining
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.editors.prompts import PromptTrack
-from mmvideo.editors.request import Request, Sample, check_seeds, make_samples
+from mmvideo.editors.request import Request, Sample, check_seeds, check_size, make_samples
 from mmvideo.errors import ConfigError, InputError
 from mmvideo.models.borrowed import decode_clip
 from mmvideo.models.conditioning.clip_picture import clip_input
@@ -255,10 +255,13 @@ class StableVideoDiffusion(PictureTraining):
         facts, filled = read_facts(model), {}
         if arguments.get('video_length') is None:
             filled['video_length'] = facts.num_frames or NUM_FRAMES
-        edges = [arguments.get('height'), arguments.get('width')]
-        if arguments.get('image') is not None and None in edges:
-            picture = as_list(arguments['image'])[0]
-            filled['height'], filled['width'] = size_of(open_rgb(picture), *edges, facts)
+        edges = {name: arguments.get(name) for name in ('height', 'width')}
+        for name, edge in edges.items():
+            if edge is not None:
+                check_size(name, edge, facts.vae_scale)
+        if arguments.get('image') is not None and None in edges.values():
+            picture = open_rgb(as_list(arguments['image'])[0])
+            filled['height'], filled['width'] = size_of(picture, **edges, facts=facts)
         return filled
 
     @torch.no_grad()
