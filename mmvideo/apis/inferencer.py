@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +151,14 @@ class VideoInferencer:
         defaults = _with_images(self.defaults, self.folder)
         merged = merge_arguments(self.editor_class, defaults, _with_images(arguments, Path()))
         _check_images(merged.get('image'))
-        jobs = make_jobs(pack_prompts(merged))
+        if 'fps' in merged:  # a model that is told the rate of its clip
+            if fps is None:
+                fps = self.defaults.get('fps', merged['fps'])
+            merged['fps'] = fps
+        jobs = [self._completed(job) for job in make_jobs(pack_prompts(merged))]
         targets: list[list[Target]] = [[] for _ in jobs]
         if out is not False:
-            single = merged.get('video_length', 1) == 1
+            single = jobs[0].arguments.get('video_length', 1) == 1
             named = None if isinstance(out, bool) else out
             suffixes = [job.suffix for job in jobs]
             targets = choose_targets(named, self.name, self.defaults, suffixes, single)
@@ -163,6 +167,12 @@ class VideoInferencer:
             with self._call_arguments(job) as call:
                 self.editor_class.check(self.cfg.model, call)
         return work
+
+    def _completed(self, job: Job) -> Job:
+        """With what the editor finds out for it, so that plan and recipe say all."""
+        with self._call_arguments(job) as call:
+            found = self.editor_class.complete(self.cfg.model, call)
+        return replace(job, arguments={**job.arguments, **found})
 
     def plan(
         self, out: str | Path | bool | None = None, fps: float | None = None, **arguments: Any

@@ -154,7 +154,8 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
 
 def _guidance(arguments: Mapping[str, Any]) -> float:
     """The guidance scale, of one that changes the largest."""
-    value, frames = arguments.get('guidance_scale') or 0, int(arguments.get('video_length', 1))
+    value = arguments.get('guidance_scale') or arguments.get('max_guidance_scale') or 0
+    frames = int(arguments.get('video_length', 1))
     return max(number_timeline(value, 'guidance_scale', frames).values)
 
 

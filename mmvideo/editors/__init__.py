@@ -4,6 +4,14 @@ from mmvideo.editors.animatediff import AnimateDiff
 from mmvideo.editors.autoencoder import Autoencoder
 from mmvideo.editors.pia import PIA
 from mmvideo.editors.preprocessor import VideoPreprocessor
+from mmvideo.editors.stable_video_diffusion import StableVideoDiffusion
 from mmvideo.editors.text_to_image import TextToImage
 
-__all__ = ['PIA', 'AnimateDiff', 'Autoencoder', 'TextToImage', 'VideoPreprocessor']
+__all__ = [
+    'PIA',
+    'AnimateDiff',
+    'Autoencoder',
+    'StableVideoDiffusion',
+    'TextToImage',
+    'VideoPreprocessor',
+]

@@ -111,6 +111,7 @@ class Denoising:
         options, guided = request.options, request.options.guided
         context = self._context(group, guided, request)
         extra = self._condition(group, request, guided)
+        conditions = self._conditions(group, request, guided)
         height, width = self._noise_shape(request)[-2:]
         images = image_keys(self, request.pictures, (height, width), len(group), guided)
         controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
@@ -123,7 +124,14 @@ class Denoising:
                 seen = {layer: [i.select(frames) for i in keys] for layer, keys in images.items()}
                 changed = controls.at(frames)
             step = timestep.to(self.device)
-            prediction = self.unet(halves, step, context.at(frames), images=seen, controls=changed)
+            prediction = self.unet(
+                halves,
+                step,
+                context.at(frames),
+                images=seen,
+                controls=changed,
+                conditions=conditions,
+            )
             prediction = prediction.to(scaled)
             if not guided:
                 return prediction
@@ -149,6 +157,12 @@ class Denoising:
 
     def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
         """What stays the same in every step and is not text; None here."""
+        return None
+
+    def _conditions(
+        self, group: list[Sample], request: Request, guided: bool
+    ) -> dict[str, Tensor] | None:
+        """What the denoiser's ``embeddings`` take in every step, by name; None here."""
         return None
 
     def _model_input(self, latents: Tensor, extra: Any, frames: Tensor | None) -> Tensor:

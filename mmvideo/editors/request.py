@@ -96,7 +96,8 @@ def check_settings(
 def check_size(name: str, value: int, multiple: int) -> None:
     """A side in pixels must be a positive multiple of the VAE's factor."""
     if not isinstance(value, int) or value < multiple or value % multiple:
-        low = max(multiple, int(value) // multiple * multiple)
+        whole = value if isinstance(value, int) else multiple
+        low = max(multiple, whole // multiple * multiple)
         raise InputError(
             f'{name}={value!r}: expected a positive multiple of {multiple}, '
             f'such as {low} or {low + multiple}.'
