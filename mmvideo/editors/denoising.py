@@ -111,6 +111,7 @@ class Denoising:
         options, guided = request.options, request.options.guided
         context = self._context(group, guided, request)
         extra = self._condition(group, request, guided)
+        others = self._denoiser_arguments(extra)
         height, width = self._noise_shape(request)[-2:]
         images = image_keys(self, request.pictures, (height, width), len(group), guided)
         controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
@@ -123,7 +124,9 @@ class Denoising:
                 seen = {layer: [i.select(frames) for i in keys] for layer, keys in images.items()}
                 changed = controls.at(frames)
             step = timestep.to(self.device)
-            prediction = self.unet(halves, step, context.at(frames), images=seen, controls=changed)
+            prediction = self.unet(
+                halves, step, context.at(frames), images=seen, controls=changed, **others
+            )
             prediction = prediction.to(scaled)
             if not guided:
                 return prediction
@@ -150,6 +153,10 @@ class Denoising:
     def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
         """What stays the same in every step and is not text; None here."""
         return None
+
+    def _denoiser_arguments(self, extra: Any) -> dict[str, Any]:
+        """What the denoiser is told of ``_condition``'s result by name."""
+        return {}
 
     def _model_input(self, latents: Tensor, extra: Any, frames: Tensor | None) -> Tensor:
         """What the denoiser gets for ``frames`` [t] of the clip, None for all."""
@@ -208,6 +215,16 @@ class Denoising:
         return add_noise(latents, noise, alpha_bar) * scheduler.init_noise_sigma
 
     # Pictures ---------------------------------------------------------------------------------
+
+    def encode(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """Pictures [K, 3, H, W] in [-1, 1] to scaled float32 latents [K, C, h, w].
+
+        They are drawn from the VAE's posteriors with a CPU generator.
+        """
+        posterior = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        latents = posterior.mean + posterior.std * noise.to(posterior.mean)
+        return latents.float() * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor, chunk_size: int = 16) -> Tensor:
         """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, by chunks of frames."""
