@@ -1,4 +1,4 @@
-"""I2VGen-XL: a picture and a prompt become a clip (Zhang et al. 2023, the published first stage)."""
+"""I2VGen-XL: a picture and a prompt become a clip (Zhang et al. 2023; one stage is public)."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class I2VGenXL(LatentDiffusion):
             model.get('clip_fps', 16),
         )
 
-    def recipe_picture(self, picture: Any, height: int, width: int) -> Tensor:
+    def recipe_picture(self, picture: Any, height: int | None, width: int | None) -> Tensor:
         """A picture as a recipe keeps it: whole, as no smaller one has both of its views."""
         whole = open_rgb(picture)
         return frame_pixels(whole, whole.height, whole.width)
@@ -239,8 +239,10 @@ class I2VGenXL(LatentDiffusion):
         clean = super()._clean_latents(video, samples)
         if self.image_encoder is not None:
             # Latents from a cache come without frames, so the first is decoded.
-            decoded = self.decode(clean[:, :, :1])[:, :, 0] if video is None else None
-            samples['pictures'] = first_frames(video) if decoded is None else decoded
+            if video is None:
+                samples['pictures'] = self.decode(clean[:, :, :1])[:, :, 0]
+            else:
+                samples['pictures'] = first_frames(video)
         return clean
 
     def _training_noise(self, clean: Tensor) -> Tensor:

@@ -333,9 +333,7 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
         dropped = torch.rand(len(captions)) < self.caption_dropout
         texts = ['' if d else c for d, c in zip(dropped.tolist(), captions, strict=True)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_text):
-            return encode_prompts(
-                self.tokenizer, self.text_encoder, texts, None, self._CLIP_SKIP
-            )
+            return encode_prompts(self.tokenizer, self.text_encoder, texts, None, self._CLIP_SKIP)
 
     def _predict(self, inputs: torch.Tensor | None, samples: dict) -> list[dict]:
         """Samples for a batch's captions, one dict each, with what metrics compare them to."""

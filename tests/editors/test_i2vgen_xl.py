@@ -173,7 +173,7 @@ WRONG = [
     (dict(image=None), r'image is missing: I2VGen-XL animates a picture'),
     (dict(image=[]), r'image is an empty list'),
     (dict(image='no.png'), r'no\.png does not exist'),
-    (dict(image=Image.new('RGB', (100_000, 2))), r'100000x2 px, too narrow'),
+    (dict(image=Image.new('RGB', (100_000, 1))), r'100000x1 px, too narrow'),
     (dict(prompt=None), r'prompt is missing'),
 ]
 

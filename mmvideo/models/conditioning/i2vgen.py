@@ -73,8 +73,7 @@ def clip_pixels(picture: Image.Image, width: int, processor: Any) -> Tensor:
     size = (processor.crop_size['width'], processor.crop_size['height'])
     seen = cover(picture, width, width).resize(size, Image.Resampling.BILINEAR)
     mean, deviation = (
-        torch.tensor(values).view(3, 1, 1)
-        for values in (processor.image_mean, processor.image_std)
+        torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std)
     )
     return (_pixels(seen).div_(255) - mean) / deviation
 
