@@ -14,7 +14,7 @@ from mmengine import Config
 from mmvideo.apis.devices import dtype_name, pick_device, pick_dtype
 from mmvideo.apis.image_prompts import find_prompts, pack_prompts, unpacked_prompts
 from mmvideo.apis.images import check_entry, find_image, pack_images, unpacked
-from mmvideo.apis.jobs import Job, make_jobs, merge_arguments
+from mmvideo.apis.jobs import Job, frames_of, make_jobs, merge_arguments
 from mmvideo.apis.progress import Progress
 from mmvideo.apis.targets import Target, choose_fps, choose_targets
 from mmvideo.apis.zoo import find_config
@@ -158,7 +158,7 @@ class VideoInferencer:
         jobs = [self._completed(job) for job in make_jobs(pack_prompts(merged))]
         targets: list[list[Target]] = [[] for _ in jobs]
         if out is not False:
-            single = jobs[0].arguments.get('video_length', 1) == 1
+            single = frames_of(jobs[0].arguments) == 1
             named = None if isinstance(out, bool) else out
             suffixes = [job.suffix for job in jobs]
             targets = choose_targets(named, self.name, self.defaults, suffixes, single)
@@ -274,11 +274,8 @@ class VideoInferencer:
         return sample, recipe
 
     def _pack(self, image: Any, call: Mapping[str, Any], editor: Any) -> Any:
-        from mmvideo.models.conditioning.image import prepare_condition_image
-
         def prepare(picture: Any) -> torch.Tensor:
-            height, width = call.get('height'), call.get('width')
-            return prepare_condition_image(picture, height, width, multiple=editor.vae_scale)
+            return editor.recipe_picture(picture, call.get('height'), call.get('width'))
 
         return pack_images(image, prepare)
 

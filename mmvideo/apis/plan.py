@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmvideo.apis.devices import dtype_name
+from mmvideo.apis.jobs import frames_of
 from mmvideo.apis.progress import size
 from mmvideo.diffusion.windows import Windows
 from mmvideo.editors.facts import read_facts
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # motion modules (widths 32 and 64, latents of 32x32), 8 to 11 for a decoder (128 to 192 pixels).
 ACTIVATIONS = 52
 DECODED = 11
-_NO_WEIGHTS = {'scheduler', 'train_scheduler', 'tokenizer'}
+_NO_WEIGHTS = {'scheduler', 'train_scheduler', 'tokenizer', 'feature_extractor'}
 _SHARES = {'unet', 'vae', 'text_encoder'}  # what one file may hold together
 _WITHOUT_COUNT = {*_NO_WEIGHTS, 'adapter'}  # adapters are small, and many have no header to count
 
@@ -138,7 +139,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         device=str(inferencer.device),
         dtype=dtype_name(inferencer.dtype),
         videos=len(work.jobs),
-        frames=int(arguments.get('video_length', 1)),
+        frames=int(frames_of(arguments)),
         height=height,
         width=width,
         fps=work.fps,
@@ -148,14 +149,14 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         files=tuple(str(target.path) for targets in work.targets for target in targets),
         weights_bytes=sum(known) * item if len(known) == len(counts) else None,
         working_bytes=_working_bytes(arguments, by_name, height, width, item, windows),
-        windows=_drawn(windows, int(arguments.get('video_length', 1))),
+        windows=_drawn(windows, int(frames_of(arguments))),
     )
 
 
 def _guidance(arguments: Mapping[str, Any]) -> float:
     """The guidance scale, of one that changes the largest."""
     value = arguments.get('guidance_scale') or arguments.get('max_guidance_scale') or 0
-    frames = int(arguments.get('video_length', 1))
+    frames = int(frames_of(arguments))
     return max(number_timeline(value, 'guidance_scale', frames).values)
 
 
@@ -316,7 +317,7 @@ def _working_bytes(
     unet = parts['unet'].settings.get('block_out_channels') if 'unet' in parts else None
     if not (factor and unet and height and width):
         return None
-    frames = int(arguments.get('video_length', 1))
+    frames = int(frames_of(arguments))
     halves = 2 if _guidance(arguments) > 1 else 1
     latent = (height // factor) * (width // factor)
     seen = frames if windows is None else min(frames, windows.length)

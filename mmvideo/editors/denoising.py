@@ -111,7 +111,7 @@ class Denoising:
         options, guided = request.options, request.options.guided
         context = self._context(group, guided, request)
         extra = self._condition(group, request, guided)
-        conditions = self._conditions(group, request, guided)
+        conditions = self._conditions(group, request, extra, guided)
         height, width = self._noise_shape(request)[-2:]
         images = image_keys(self, request.pictures, (height, width), len(group), guided)
         controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
@@ -160,7 +160,7 @@ class Denoising:
         return None
 
     def _conditions(
-        self, group: list[Sample], request: Request, guided: bool
+        self, group: list[Sample], request: Request, extra: Any, guided: bool
     ) -> dict[str, Tensor] | None:
         """What the denoiser's ``embeddings`` take in every step, by name; None here."""
         return None
@@ -222,6 +222,16 @@ class Denoising:
         return add_noise(latents, noise, alpha_bar) * scheduler.init_noise_sigma
 
     # Pictures ---------------------------------------------------------------------------------
+
+    def encode(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """Pictures [K, 3, H, W] in [-1, 1] to scaled float32 latents [K, C, h, w].
+
+        They are drawn from the VAE's posteriors with a CPU generator.
+        """
+        posterior = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        latents = posterior.mean + posterior.std * noise.to(posterior.mean)
+        return latents.float() * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor, chunk_size: int = 16) -> Tensor:
         """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, by chunks of frames."""

@@ -67,6 +67,10 @@ class LatentDiffusion(Adaptable, LatentEditor):
         adapters: configs of ``LoRA``, ``MotionLoRA``, ``TextualInversion``, ....
     """
 
+    # What ``infer`` calls the number of frames.
+    _FRAMES = 'video_length'
+    # Layers of the text encoder that training leaves out.
+    _CLIP_SKIP: int | None = None
     part_registries = {
         'vae': 'MODELS',
         'text_encoder': 'MODELS',
@@ -183,7 +187,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         facts = read_facts(model)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values.update(arguments)
-        frames = values.get('video_length', 1)
+        frames = values.get(cls._FRAMES, 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
         options = read_options(chosen, frames, facts.max_frames, facts.levels)
         as_prompts(values.get('prompt'), num_frames=frames)
@@ -236,17 +240,25 @@ class LatentDiffusion(Adaptable, LatentEditor):
     def loss(self, clean: torch.Tensor, data_samples: dict) -> dict[str, torch.Tensor]:
         """The denoising loss for clean latents [N, C, T, H, W] (Ho et al. 2020, algorithm 1)."""
         config = self.train_scheduler.config
-        noise = torch.randn_like(clean)
+        noise = self._training_noise(clean)
         timesteps = torch.randint(*self.timestep_range, clean.shape[:1], device=clean.device)
         alpha_bar = self.train_scheduler.alphas_cumprod.to(clean.device)[timesteps]
         noisy = self._training_input(add_noise(clean, noise, alpha_bar), data_samples)
         context = self._training_context(given(data_samples, 'caption', 'a text'))
-        prediction = self.unet(noisy, timesteps, context)
+        others = self._training_arguments(clean, data_samples)
+        prediction = self.unet(noisy, timesteps, context, **others)
         kind = config.prediction_type
         target = prediction_target(kind, clean, noise, alpha_bar)
         gamma = self.min_snr_gamma
         weights = None if gamma is None else min_snr_weights(kind, alpha_bar, gamma)
         return dict(loss=weighted_mse(prediction, target, weights))
+
+    def _training_noise(self, clean: torch.Tensor) -> torch.Tensor:
+        return torch.randn_like(clean)
+
+    def _training_arguments(self, clean: torch.Tensor, samples: dict) -> dict[str, Any]:
+        """What the denoiser is told by name besides input, time and text."""
+        return {}
 
     def _training_input(self, noisy: torch.Tensor, samples: dict) -> torch.Tensor:
         return noisy
@@ -255,7 +267,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         dropped = torch.rand(len(captions)) < self.caption_dropout
         texts = ['' if d else c for d, c in zip(dropped.tolist(), captions, strict=True)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_text):
-            return encode_prompts(self.tokenizer, self.text_encoder, texts)
+            return encode_prompts(self.tokenizer, self.text_encoder, texts, None, self._CLIP_SKIP)
 
     def _predict(self, inputs: torch.Tensor | None, samples: dict) -> list[dict]:
         """Samples for a batch's captions, one dict each, with what metrics compare them to."""

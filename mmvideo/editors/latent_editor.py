@@ -17,6 +17,7 @@ from mmvideo.editors.facts import SAMPLE_SIZE
 from mmvideo.editors.parts import export_unet_config
 from mmvideo.editors.request import Request
 from mmvideo.errors import ConfigError, InputError, nearest
+from mmvideo.models.conditioning.image import prepare_condition_image
 
 
 class LatentEditor(Denoising, BaseModel):
@@ -54,6 +55,10 @@ class LatentEditor(Denoising, BaseModel):
             arguments: of the call, not checked yet.
         """
         return {}
+
+    def recipe_picture(self, picture: Any, height: int | None, width: int | None) -> torch.Tensor:
+        """A picture as a recipe keeps it, float [3, H, W] in [-1, 1]: what prepares to itself."""
+        return prepare_condition_image(picture, height, width, multiple=self.vae_scale)
 
     def _check_latents(self, request: Request) -> None:
         """Raise InputError for noise of a caller that has another shape than the clip."""

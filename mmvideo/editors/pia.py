@@ -19,7 +19,7 @@ from mmvideo.editors.motion import (
     spread_motion,
 )
 from mmvideo.editors.options import OPTIONS
-from mmvideo.editors.preprocessor import given
+from mmvideo.editors.preprocessor import first_frames, given
 from mmvideo.editors.request import Request, Sample, make_samples, spread
 from mmvideo.errors import InputError
 from mmvideo.models.conditioning.affinity import nearest_condition
@@ -229,11 +229,7 @@ class PIA(AnimateDiff):
 
     def _encode_image(self, item: Sample) -> torch.Tensor:
         """Latents [K, C, H, W] of the pictures of a clip."""
-        pictures = item.extras['image'].to(self.device, self.vae.dtype)
-        moments = self.vae.encode(pictures).latent_dist
-        noise = torch.randn(moments.mean.shape, generator=item.generator)
-        latent = moments.mean + moments.std * noise.to(moments.mean)
-        return latent.float() * self.vae.config.scaling_factor
+        return self.encode(item.extras['image'], item.generator)
 
     def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
         latent = torch.stack([item.extras['latent'] for item in group]).to(self.device, self.dtype)
@@ -256,7 +252,7 @@ class PIA(AnimateDiff):
     def _predict_condition(self, inputs: torch.Tensor | None) -> dict[str, Any]:
         """The clips' first frames as pictures, float [0, 1] [C, H, W]."""
         assert inputs is not None, 'PIA predicts from clips, whose first frames it animates'
-        first = inputs[:, :, 0].float().add(1).div(2).clamp(0, 1).cpu()
+        first = first_frames(inputs)
         return dict(image=list(first), height=first.shape[-2], width=first.shape[-1])
 
     def _training_input(self, noisy: torch.Tensor, samples: dict) -> torch.Tensor:

@@ -309,7 +309,7 @@ class StableVideoDiffusion(PictureTraining):
         return torch.cat([torch.zeros_like(latents), latents]) if guided else latents
 
     def _conditions(
-        self, group: list[Sample], request: Request, guided: bool
+        self, group: list[Sample], request: Request, extra: Any, guided: bool
     ) -> dict[str, Tensor] | None:
         assert isinstance(request, ClipRequest)
         rows = len(group) * (2 if guided else 1)
