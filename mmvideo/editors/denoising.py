@@ -81,7 +81,7 @@ class Denoising:
         generators = [item.generator for item in group]
         noise = torch.stack([self._noise(item, request) for item in group])
         noise = noise.to(self._place(request))
-        self._prepare(group)
+        self._prepare(group, request)
         predict = self._predictor(group, request)
         latents = self._noised(group, request, schedules[0], noise)
         free_init = request.options.free_init
@@ -187,7 +187,7 @@ class Denoising:
         cells = (request.height // self.vae_scale, request.width // self.vae_scale)
         return (self.vae.config.latent_channels, request.num_frames, *cells)
 
-    def _prepare(self, group: list[Sample]) -> None:
+    def _prepare(self, group: list[Sample], request: Request) -> None:
         """What else is drawn from the samples' generators, after their noise."""
 
     def _noised(
@@ -208,6 +208,15 @@ class Denoising:
         return add_noise(latents, noise, alpha_bar) * scheduler.init_noise_sigma
 
     # Pictures ---------------------------------------------------------------------------------
+
+    def encode(self, pictures: Tensor, generator: torch.Generator, chunk_size: int = 16) -> Tensor:
+        """Latents [F, C, H, W], float32, drawn for pictures [F, 3, H, W] in [-1, 1]."""
+        parts = []
+        for chunk in pictures.split(chunk_size):
+            moments = self.vae.encode(chunk.to(self.device, self.vae.dtype)).latent_dist
+            noise = torch.randn(moments.mean.shape, generator=generator)
+            parts.append((moments.mean + moments.std * noise.to(moments.mean)).float())
+        return torch.cat(parts) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor, chunk_size: int = 16) -> Tensor:
         """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, by chunks of frames."""
