@@ -6,6 +6,7 @@ N batch, C channels, T frames, t frames of a window, H W latent size.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,8 +22,10 @@ from mmvideo.editors.prompts import PromptTrack
 from mmvideo.editors.request import Request, Sample
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
 
-# (scaled latents [N, C, t, H, W], frames [t] or None for all, timestep) -> prediction
-Predict = Callable[[Tensor, 'Tensor | None', Tensor], Tensor]
+# Shares of a sampling, in [0, 1], where a step begins and ends.
+Span = tuple[float, float]
+# (scaled latents [N, C, t, H, W], frames [t] or None for all, timestep, span) -> prediction
+Predict = Callable[[Tensor, 'Tensor | None', Tensor, Span], Tensor]
 
 
 class Schedule(NamedTuple):
@@ -96,7 +99,7 @@ class Denoising:
                 fresh = self._noised(group, request, schedule, drawn.to(noise))
                 latents = replace_high_frequencies(kept, fresh, low_pass)
             latents = sample(
-                _by_windows(predict, request),
+                _by_windows(predict, request, counts[turn]),
                 schedule.scheduler,
                 latents,
                 schedule.timesteps,
@@ -114,16 +117,21 @@ class Denoising:
         height, width = self._noise_shape(request)[-2:]
         images = image_keys(self, request.pictures, (height, width), len(group), guided)
         controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
+        conduct = self._conductor(group, request, guided)
 
-        def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor) -> Tensor:
-            halves = torch.cat([scaled] * 2) if guided else scaled
-            halves = self._model_input(halves.to(self.device, self.dtype), extra, frames)
+        def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor, span: Span) -> Tensor:
+            noisy = torch.cat([scaled] * 2) if guided else scaled
+            noisy = noisy.to(self.device, self.dtype)
+            halves = self._model_input(noisy, extra, frames)
             seen, changed = images, controls
             if frames is not None:
                 seen = {layer: [i.select(frames) for i in keys] for layer, keys in images.items()}
                 changed = controls.at(frames)
             step = timestep.to(self.device)
-            prediction = self.unet(halves, step, context.at(frames), images=seen, controls=changed)
+            text, added = context.at(frames), {}
+            if conduct is not None:
+                added = conduct(noisy, step, text, frames, span, controls.windows)
+            prediction = self.unet(halves, step, text, images=seen, controls=changed, **added)
             prediction = prediction.to(scaled)
             if not guided:
                 return prediction
@@ -149,6 +157,10 @@ class Denoising:
 
     def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
         """What stays the same in every step and is not text; None here."""
+        return None
+
+    def _conductor(self, group: list[Sample], request: Request, guided: bool) -> Any:
+        """What adds to the denoiser's layers in each step, see ``Conductor``; None here."""
         return None
 
     def _model_input(self, latents: Tensor, extra: Any, frames: Tensor | None) -> Tensor:
@@ -235,15 +247,18 @@ class Denoising:
             yield vae.decode(chunk).sample.float().add(1).div(2).clamp(0, 1).cpu()
 
 
-def _by_windows(predict: Predict, request: Request) -> Callable[[Tensor, Tensor], Tensor]:
-    """``predict`` for the whole clip, or for the windows of each call, joined."""
-    plans = request.options.plans()
+def _by_windows(
+    predict: Predict, request: Request, steps: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """``predict`` for the whole clip, or for the windows of each of ``steps`` calls, joined."""
+    plans, done = request.options.plans(), itertools.count()
 
     def denoise(scaled: Tensor, timestep: Tensor) -> Tensor:
-        plan = next(plans)
+        plan, step = next(plans), next(done)
+        span = (step / steps, (step + 1) / steps)
         if plan is None:
-            return predict(scaled, None, timestep)
-        return plan.fuse(lambda part, frames: predict(part, frames, timestep), scaled, 2)
+            return predict(scaled, None, timestep, span)
+        return plan.fuse(lambda part, frames: predict(part, frames, timestep, span), scaled, 2)
 
     return denoise
 

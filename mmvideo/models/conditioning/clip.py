@@ -44,6 +44,7 @@ def prepare_clip(
     width: int | None = None,
     multiple: int = 8,
     name: str = 'video',
+    most: int | None = None,
 ) -> Tensor:
     """A clip as an encoder takes it, float32 [T, 3, H, W] in [-1, 1].
 
@@ -57,6 +58,7 @@ def prepare_clip(
         width: pixels, likewise.
         multiple: pixels of one latent.
         name: of the argument, for messages.
+        most: how many it may have, where ``frames`` is None.
 
     Raises:
         InputError: naming the clip and what is wrong with it.
@@ -64,6 +66,8 @@ def prepare_clip(
     prepared: list[Tensor] = []
     native: tuple[int, int] | None = None
     for picture in read_clip(clip, frames, name):
+        if len(prepared) == most:
+            raise InputError(f'{_called(clip, name)} has more than {most} frames.')
         if native not in (None, picture.size):
             assert native is not None
             raise InputError(
@@ -152,6 +156,8 @@ def _from_path(given: str | Path) -> Iterator[Image.Image]:
     if path.is_dir():
         return (open_rgb(file, str(file)) for file in pictures_of(path))
     suffix = path.suffix.lower()
+    if suffix in PICTURES and suffix not in ANIMATIONS:
+        return iter([open_rgb(path, str(path))])
     if suffix not in SUFFIXES or not path.is_file() or path.stat().st_size == 0:
         raise InputError(_unusable(path, str(given)))
     return _video(path, DEMUXERS[suffix]) if suffix in DEMUXERS else _animation(path)
