@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -32,10 +32,7 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
     _OPTIONS: tuple[str, ...] = OPTIONS
     _STARTS_FROM_PICTURE = False
 
-    part_registries: ClassVar[dict[str, str]] = {
-        **LatentDiffusion.part_registries,
-        'controls': 'MODELS',
-    }
+    part_registries = LatentDiffusion.part_registries | dict(controls='MODELS')
 
     def __init__(self, motion_module: dict, controls: Sequence[dict] = (), **kwargs: Any) -> None:
         check_controls(controls)
