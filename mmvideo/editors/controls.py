@@ -276,7 +276,8 @@ class Controlled(Denoising):
 
     def weight_files(self) -> list[Path]:
         """See ``LatentDiffusion.weight_files``; those of the controls too."""
-        own = [path for control in self.controls for path in control.paths]
+        controls = [control for control in self.controls if isinstance(control, ControlNet)]
+        own = [path for control in controls for path in control.paths]
         return list(dict.fromkeys([*super().weight_files(), *own]))  # type: ignore[misc]
 
     def _read_controls(
