@@ -54,6 +54,7 @@ class VideoInferencer:
         allow_other_weights: make a recipe's video even if the weight files have changed.
         adapters: configs of adapters beside those of the config, such as
             ``dict(type='LoRA', from_pretrained='x.safetensors', scale=0.8)``.
+        controls: configs of ``ControlNet`` and ``SparseCtrl``, likewise.
 
     Raises:
         UserError: before any weight is read.
@@ -67,6 +68,7 @@ class VideoInferencer:
         cfg_options: Mapping[str, Any] | None = None,
         allow_other_weights: bool = False,
         adapters: Sequence[Mapping[str, Any]] = (),
+        controls: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         set_default_scope()
         self.recipe: dict[str, Any] | None = None
@@ -78,7 +80,9 @@ class VideoInferencer:
             self._open_config(config, cfg_options)
         if not isinstance(self.cfg.get('model'), Mapping) or 'type' not in self.cfg.model:
             raise ConfigError(f'{self.name}: a config to run needs model = dict(type=...).')
-        self._add_adapters(adapters)
+        self._add('adapters', adapters)
+        self._add('controls', controls)
+        self._added = (len(adapters), len(controls))
         self.editor_class = MODELS.get(self.cfg.model['type'])
         machine: dict[str, Any] = self.recipe['machine'] if self.recipe else {}
         self.device = pick_device(device or self._recorded_device(machine))
@@ -87,12 +91,11 @@ class VideoInferencer:
         self._weights: list[dict[str, Any]] = []
         self._weight_paths: list[Path] = []
 
-    def _add_adapters(self, adapters: Sequence[Mapping[str, Any]]) -> None:
+    def _add(self, key: str, configs: Sequence[Mapping[str, Any]]) -> None:
         from mmvideo.config_check import check
 
-        self._added = len(adapters)
-        if adapters:
-            self.cfg.model.adapters = [*(self.cfg.model.get('adapters') or ()), *adapters]
+        if configs:
+            self.cfg.model[key] = [*(self.cfg.model.get(key) or ()), *configs]
             check(self.cfg, self.name)
 
     def _open_config(
@@ -191,8 +194,9 @@ class VideoInferencer:
             editor = MODELS.build(self.cfg.model)
             weights = self._note_weights(editor)
             if self.recipe is not None and not self.allow_other_weights:
-                # Files of adapters that this call adds are in no recipe yet.
-                added = _files_of_last(editor, self._added)
+                # Files of adapters and controls that this call adds are in no recipe yet.
+                parts = [getattr(editor, kind, ()) for kind in ('adapters', 'controls')]
+                added = _files_of_last(parts, self._added)
                 kept = [i for i, path in enumerate(self._weight_paths) if path not in added]
                 paths = [self._weight_paths[i] for i in kept]
                 check_weights(self.recipe['weights'], [weights[i] for i in kept], paths)
@@ -311,13 +315,14 @@ def _write(target: Target, sample: torch.Tensor, fps: float, recipe: dict[str, A
     return write_video(target.path, to_frames(sample), fps, recipe, target.overwrite)
 
 
-def _files_of_last(editor: Any, count: int) -> set[Path]:
-    """Files that only the last ``count`` adapters were read from."""
-    if not count:
-        return set()
-    earlier, last = editor.adapters[:-count], editor.adapters[-count:]
-    shared = {path for adapter in earlier for path in adapter.paths}
-    return {path for adapter in last for path in adapter.paths} - shared
+def _files_of_last(parts: Sequence[Sequence[Any]], counts: Sequence[int]) -> set[Path]:
+    """Files that only the last few of each kind of part were read from."""
+    earlier: set[Path] = set()
+    last: set[Path] = set()
+    for kind, count in zip(parts, counts, strict=True):
+        for index, part in enumerate(kind):
+            (last if index >= len(kind) - count else earlier).update(part.paths)
+    return last - earlier
 
 
 def _with_images(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def merge_arguments(
 ) -> dict[str, Any]:
     """The editor's own defaults, then a config's, then a caller's.
 
+    A caller's ``video`` without an ``image`` also takes the place of a config's image.
+
     Raises:
         InputError: an argument that the editor does not take, naming the nearest it does.
     """
@@ -79,6 +81,8 @@ def merge_arguments(
             if name not in parameters:
                 raise InputError(_unknown(editor, key, parameters))
             merged[name] = value
+    if given.get('video') is not None and 'image' in merged and 'image' not in given:
+        merged['image'] = None  # a caller's clip has its own picture, not the config's
     return merged
 
 

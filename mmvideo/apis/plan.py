@@ -124,6 +124,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
     model = inferencer.cfg.model
     parts = tuple(_part(name, part, model) for name, part in model.items() if _is_part(part))
     parts += tuple(_adapter(config) for config in model.get('adapters') or ())
+    parts += tuple(_adapter(config, 'control') for config in model.get('controls') or ())
     parts += tuple(_part('image_encoder', encoder, {}) for encoder in _image_encoders(model))
     arguments = work.jobs[0].arguments
     by_name = {part.name: part for part in parts}
@@ -222,7 +223,7 @@ def _share(name: str, part: Mapping[str, Any], path: Path) -> tuple[dict[str, An
     return settings, sum(t.numel() for t in tensors.values() if t.is_floating_point())
 
 
-def _adapter(config: Mapping[str, Any]) -> Part:
+def _adapter(config: Mapping[str, Any], kind: str = 'adapter') -> Part:
     from mmvideo.checkpoints.sources import plan
 
     source, place = config['from_pretrained'], config.get('subfolder')
@@ -235,7 +236,7 @@ def _adapter(config: Mapping[str, Any]) -> Part:
     where = f'{source}/{place}' if place else str(source)
     if 'scale' in config:
         where += f' at {config["scale"]}'
-    return Part('adapter', config['type'], where, listed, sum(known) or None, config)
+    return Part(kind, config['type'], where, listed, sum(known) or None, config)
 
 
 def _image_encoders(model: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -294,6 +295,14 @@ def _output_size(
             image = image[0] if isinstance(image, list | tuple) else image
             shape = prepare_condition_image(image, height, width, multiple=factor or 8).shape
         return shape[1], shape[2]
+    if arguments.get('video') is not None:
+        from mmvideo.apis.image_prompts import unpacked_prompts
+        from mmvideo.models.conditioning.clip import prepare_clip
+
+        with unpacked_prompts(arguments) as call:
+            frames = call.get('video_length', 1)
+            shape = prepare_clip(call['video'], frames, height, width, factor or 8).shape
+        return shape[2], shape[3]
     unet = parts.get('unet')
     side = unet.settings.get('sample_size') if unet else None
     own = side * factor if isinstance(side, int) and factor else None

@@ -193,7 +193,7 @@ class I2VGenXL(LatentDiffusion):
 
     # Sampling ---------------------------------------------------------------------------------
 
-    def _prepare(self, group: list[Sample]) -> None:
+    def _prepare(self, group: list[Sample], request: Request) -> None:
         # Noise is drawn first, then the sample of the picture's latent.
         for item in group:
             pixels = frame_pixels(item.extras['picture'], *item.extras['size'])

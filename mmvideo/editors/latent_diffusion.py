@@ -208,7 +208,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         if values.get('clip_skip') is not None:
             check_clip_skip(values['clip_skip'], text_layers(model))
         height, width = values.get('height'), values.get('width')
-        if 'image' not in known:  # else the picture says what is not given
+        # else the picture or clip says what is not given
+        if 'image' not in known and values.get('video') is None:
             height, width = height or size, width or size
         clip = None if height is None or width is None else (height, width)
         check_image_prompts(model, image_prompts(values), frames, clip)

@@ -50,6 +50,8 @@ class Request:
     output_type: str = 'video'
     clip_skip: int | None = None
     image_prompts: ImagePrompts = field(default_factory=ImagePrompts)
+    video: torch.Tensor | None = None  # to start from, [T, 3, H, W] in [-1, 1]
+    controls: list[Any] = field(default_factory=list)  # inputs, see mmvideo.editors.controls
     pictures: list[AdapterPrompt] = field(default_factory=list)  # of each adapter, when checked
 
 
