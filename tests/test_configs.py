@@ -38,7 +38,7 @@ def test_config_is_valid(path: Path) -> None:
         assert cfg.train_cfg.type == 'StepTrainLoop' and cfg.train_cfg.max_iters > 0
         assert cfg.train_dataloader.sampler.type == 'ResumableSampler'
     else:
-        assert 'prompt' in cfg.infer
+        assert 'prompt' in cfg.infer or 'image' in cfg.infer
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=name_of)

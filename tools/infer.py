@@ -20,6 +20,10 @@ examples:
   python tools/infer.py CONFIG --lora style.safetensors:0.8 --motion-lora v2_lora_ZoomIn.ckpt
   python tools/infer.py CONFIG --ip-adapter models/ip-adapter_sd15.safetensors:0.6 \\
       --ip-adapter-image face.png
+  python tools/infer.py CONFIG --video dance.mp4 --video-start 24 --strength 0.6
+  python tools/infer.py CONFIG --control control_v11p_sd15_openpose.pth:0.8 --control-video poses/
+  python tools/infer.py CONFIG --sparse-control v3_sd15_sparsectrl_scribble.ckpt \\
+      --control-video sketch.png
   python tools/infer.py CONFIG --num-frames 64 --windows 16 --dry-run
   python tools/infer.py CONFIG --prompt "$(printf '0: a lake in spring\\n8: a lake in winter')"
   python tools/infer.py outputs/pia_sprites.mp4                  the same frames again
@@ -98,6 +102,13 @@ def parse_args() -> argparse.Namespace:
         help='one video each; with lines such as "0: spring", "8: summer" it changes')  # fmt: skip
     add('--negative-prompt', nargs='+', metavar='TEXT', help='what to steer away from')
     add('--image', nargs='+', metavar='PATH', help='the picture to animate; several: one each')
+    add('--video', metavar='PATH', help='a clip, or a folder of frames, to start from')
+    add('--video-start', type=int, metavar='N', help='which frame of it is the first')
+    add('--video-stride', type=count, metavar='N', help='take every Nth frame of it')
+    add('--control-video', nargs='+', metavar='PATH',
+        help='what each control sees: a clip, a folder of frames or a picture')  # fmt: skip
+    add('--control-frames', nargs='+', type=int, metavar='N',
+        help='which frames the pictures of the (last) SparseCtrl are')  # fmt: skip
     add('--seed', nargs='+', type=seed, metavar='N', help='several: one video each')
     add('--num-frames', type=count, metavar='N', help='frames of a video')
     add('--windows', type=count, metavar='N',
@@ -108,7 +119,12 @@ def parse_args() -> argparse.Namespace:
         help='amount of motion: 0 to 8, a name such as fit-loop-small, or affinities')  # fmt: skip
     add('--condition-frame', nargs='+', type=int, metavar='N',
         help='which frame the picture is; several: of as many pictures for a video')  # fmt: skip
-    add('--strength', type=float, metavar='X', help='1 starts from noise, less from the picture')
+    add(
+        '--strength',
+        type=float,
+        metavar='X',
+        help='1 starts from noise, less from the picture or --video',
+    )
     add('--clip-skip', type=int, metavar='N', help='layers of the text encoder to leave out')
     add('--height', type=count, metavar='H', help='pixels')
     add('--width', type=count, metavar='W', help='pixels')
@@ -124,6 +140,10 @@ def parse_args() -> argparse.Namespace:
         help='pictures as prompts, one for each IP-Adapter or all for one')  # fmt: skip
     add('--motion-lora', action='append', type=adapter('MotionLoRA'), default=[],
         metavar='FILE[:SCALE]', help='likewise, of the motion modules')  # fmt: skip
+    add('--control', action='append', type=adapter('ControlNet'), default=[],
+        metavar='FILE[:SCALE]', help='a ControlNet for this call; repeat it for more')  # fmt: skip
+    add('--sparse-control', action='append', type=adapter('SparseCtrl'), default=[],
+        metavar='FILE[:SCALE]', help='likewise a SparseCtrl, after those of --control')  # fmt: skip
     add('--fps', type=float, metavar='N', help='frames a second of the file')
     add('--out', metavar='PATH', help='an mp4, gif, webp or png to write, or a folder')
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
@@ -138,10 +158,15 @@ def parse_args() -> argparse.Namespace:
 def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line says about the editor's arguments; None is not said."""
     scale, frames = args.motion_scale, args.condition_frame
+    places = args.control_frames
+    controls = max(1, len(args.control_video or ()))
     values = {
         'prompt': args.prompt,
         'negative_prompt': args.negative_prompt,
         'image': args.image,
+        'video': given_clip(args),
+        'control_videos': args.control_video,
+        'control_frames': [*[None] * (controls - 1), places] if places else None,
         'seed': args.seed,
         'video_length': args.num_frames,
         'windows': args.windows,
@@ -158,6 +183,17 @@ def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def given_clip(args: argparse.Namespace) -> Any:
+    """The clip to start from, or the part of it that the command line asks for."""
+    cut = {'start': args.video_start, 'stride': args.video_stride}
+    said = {name: value for name, value in cut.items() if value is not None}
+    if said and args.video is None:
+        from mmvideo.errors import InputError
+
+        raise InputError('--video-start and --video-stride are about a clip: give it with --video')
+    return dict(clip=args.video, **said) if said else args.video
+
+
 def check_files(args: argparse.Namespace) -> None:
     """What can be refused before anything slow is imported."""
     from mmvideo.errors import InputError, nearest
@@ -167,6 +203,11 @@ def check_files(args: argparse.Namespace) -> None:
         if not path.is_file() and '://' not in image:
             names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise InputError(f'{image}: there is no such picture.{nearest(path.name, names)}')
+    for clip in [*([args.video] if args.video else []), *(args.control_video or [])]:
+        path = Path(clip).expanduser()
+        if not path.exists() and '://' not in clip:
+            names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise InputError(f'{clip}: there is no such clip.{nearest(path.name, names)}')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -182,6 +223,7 @@ def run(args: argparse.Namespace) -> None:
         cfg_options=parse_cfg_options(args.cfg_options),
         allow_other_weights=args.allow_other_weights,
         adapters=[*args.lora, *args.motion_lora, *args.ip_adapter],
+        controls=[*args.control, *args.sparse_control],
     )
     arguments = given_arguments(args)
     if args.dry_run:

@@ -1,4 +1,4 @@
-"""Pictures of IP-Adapters on their way through recipes.
+"""Pictures of IP-Adapters, and clips, on their way through recipes.
 
 In a recipe each picture, mask or file of embeddings is an entry of ``mmvideo.apis.images``. What
 stands there more than once (a picture of many frames) has its content once; later entries name its
@@ -25,13 +25,16 @@ from mmvideo.apis.images import (
     same_file,
 )
 from mmvideo.errors import InputError
+from mmvideo.models.conditioning.clip import SUFFIXES, pictures_of
 from mmvideo.models.conditioning.image import open_rgb
 from mmvideo.models.conditioning.image_prompt import PER_FRAME
 
 if TYPE_CHECKING:
     from PIL import Image
 
-NAMES = ('ip_adapter_image', 'ip_adapter_masks', 'ip_adapter_image_embeds')
+CLIPS = ('video', 'control_videos')
+NAMES = ('ip_adapter_image', 'ip_adapter_masks', 'ip_adapter_image_embeds', *CLIPS)
+_FLAGS = {'video': '--video', 'control_videos': '--control-video'}
 ROOM = 4 * 2**20  # bytes of all pictures in a recipe
 
 
@@ -54,6 +57,8 @@ def pack_prompts(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or _is_entry(value):
             return value
         file = Path(value).expanduser() if isinstance(value, (str, Path)) else None
+        if file is not None and name in CLIPS and file.is_dir():
+            return [pack(name, picture) for picture in pictures_of(file)]
         content = _encoded(name, value) if file is None else _read(name, file)
         entry = as_entry('picture.png' if file is None else file.name, content)
         if entry['sha256'] in seen:
@@ -80,17 +85,17 @@ def unpacked_prompts(arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: an entry is damaged, or the file that it names has changed.
     """
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def collect(name: str, value: Any) -> None:
         if _is_entry(value):
             check_entry(value, name)
             if set(value) & {'data', 'path'}:
-                entries[value['sha256']] = value
+                entries[value['sha256']] = (name, value)
 
     _mapped(arguments, collect)
     with tempfile.TemporaryDirectory(prefix='mmvideo-') as folder:
-        files = {digest: _file_of(entry, Path(folder)) for digest, entry in entries.items()}
+        files = {digest: _file_of(*entry, Path(folder)) for digest, entry in entries.items()}
 
         def unpack(name: str, value: Any) -> Any:
             if not _is_entry(value):
@@ -110,17 +115,22 @@ def _mapped(arguments: Mapping[str, Any], function: Callable[[str, Any], Any]) -
             return [walk(name, entry) for entry in value]
         if isinstance(value, Mapping) and PER_FRAME in value:
             return {**value, PER_FRAME: walk(name, value[PER_FRAME])}
+        if isinstance(value, Mapping) and name in CLIPS and 'clip' in value:
+            return {**value, 'clip': walk(name, value['clip'])}
         return function(name, value)
 
     changed = {name: walk(name, arguments[name]) for name in NAMES if name in arguments}
     return {**arguments, **changed}
 
 
-def _file_of(entry: Mapping[str, Any], folder: Path) -> str:
+def _file_of(name: str, entry: Mapping[str, Any], folder: Path) -> str:
     if 'data' not in entry:
-        return same_file(entry, '--ip-adapter-image')
-    path = folder / entry['sha256']
-    path.write_bytes(content_of(entry))
+        return same_file(entry, _FLAGS.get(name, '--ip-adapter-image'))
+    content = content_of(entry)
+    # A clip is opened as what its name says it is.
+    suffix = Path(entry['name']).suffix.lower()
+    path = folder / f'{entry["sha256"]}{suffix if suffix in SUFFIXES else ""}'
+    path.write_bytes(content)
     return str(path)
 
 
@@ -129,10 +139,12 @@ def _is_entry(value: Any) -> bool:
 
 
 def _without_arrays(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Masks of several frames or pictures in one array, as lists of pictures."""
+    """Clips, and masks of several frames or pictures, in one array as lists of pictures."""
 
     def split(name: str, value: Any) -> Any:
         dims = getattr(value, 'ndim', 0)
+        if name in CLIPS and dims == 4:
+            return list(value)
         if name != 'ip_adapter_masks' or dims not in (3, 4):
             return value
         if dims == 4:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mmengine import Config
 from mmvideo.apis.devices import dtype_name, pick_device, pick_dtype
 from mmvideo.apis.image_prompts import find_prompts, pack_prompts, unpacked_prompts
 from mmvideo.apis.images import check_entry, find_image, pack_images, unpacked
-from mmvideo.apis.jobs import Job, make_jobs, merge_arguments
+from mmvideo.apis.jobs import Job, frames_of, make_jobs, merge_arguments
 from mmvideo.apis.progress import Progress
 from mmvideo.apis.targets import Target, choose_fps, choose_targets
 from mmvideo.apis.zoo import find_config
@@ -54,6 +54,7 @@ class VideoInferencer:
         allow_other_weights: make a recipe's video even if the weight files have changed.
         adapters: configs of adapters beside those of the config, such as
             ``dict(type='LoRA', from_pretrained='x.safetensors', scale=0.8)``.
+        controls: configs of ``ControlNet`` and ``SparseCtrl``, likewise.
 
     Raises:
         UserError: before any weight is read.
@@ -67,6 +68,7 @@ class VideoInferencer:
         cfg_options: Mapping[str, Any] | None = None,
         allow_other_weights: bool = False,
         adapters: Sequence[Mapping[str, Any]] = (),
+        controls: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         set_default_scope()
         self.recipe: dict[str, Any] | None = None
@@ -78,7 +80,9 @@ class VideoInferencer:
             self._open_config(config, cfg_options)
         if not isinstance(self.cfg.get('model'), Mapping) or 'type' not in self.cfg.model:
             raise ConfigError(f'{self.name}: a config to run needs model = dict(type=...).')
-        self._add_adapters(adapters)
+        self._add('adapters', adapters)
+        self._add('controls', controls)
+        self._added = (len(adapters), len(controls))
         self.editor_class = MODELS.get(self.cfg.model['type'])
         machine: dict[str, Any] = self.recipe['machine'] if self.recipe else {}
         self.device = pick_device(device or self._recorded_device(machine))
@@ -87,12 +91,11 @@ class VideoInferencer:
         self._weights: list[dict[str, Any]] = []
         self._weight_paths: list[Path] = []
 
-    def _add_adapters(self, adapters: Sequence[Mapping[str, Any]]) -> None:
+    def _add(self, key: str, configs: Sequence[Mapping[str, Any]]) -> None:
         from mmvideo.config_check import check
 
-        self._added = len(adapters)
-        if adapters:
-            self.cfg.model.adapters = [*(self.cfg.model.get('adapters') or ()), *adapters]
+        if configs:
+            self.cfg.model[key] = [*(self.cfg.model.get(key) or ()), *configs]
             check(self.cfg, self.name)
 
     def _open_config(
@@ -151,10 +154,14 @@ class VideoInferencer:
         defaults = _with_images(self.defaults, self.folder)
         merged = merge_arguments(self.editor_class, defaults, _with_images(arguments, Path()))
         _check_images(merged.get('image'))
-        jobs = make_jobs(pack_prompts(merged))
+        if 'fps' in merged:  # a model that is told the rate of its clip
+            if fps is None:
+                fps = self.defaults.get('fps', merged['fps'])
+            merged['fps'] = fps
+        jobs = [self._completed(job) for job in make_jobs(pack_prompts(merged))]
         targets: list[list[Target]] = [[] for _ in jobs]
         if out is not False:
-            single = merged.get('video_length', 1) == 1
+            single = frames_of(jobs[0].arguments) == 1
             named = None if isinstance(out, bool) else out
             suffixes = [job.suffix for job in jobs]
             targets = choose_targets(named, self.name, self.defaults, suffixes, single)
@@ -163,6 +170,12 @@ class VideoInferencer:
             with self._call_arguments(job) as call:
                 self.editor_class.check(self.cfg.model, call)
         return work
+
+    def _completed(self, job: Job) -> Job:
+        """With what the editor finds out for it, so that plan and recipe say all."""
+        with self._call_arguments(job) as call:
+            found = self.editor_class.complete(self.cfg.model, call)
+        return replace(job, arguments={**job.arguments, **found})
 
     def plan(
         self, out: str | Path | bool | None = None, fps: float | None = None, **arguments: Any
@@ -181,8 +194,9 @@ class VideoInferencer:
             editor = MODELS.build(self.cfg.model)
             weights = self._note_weights(editor)
             if self.recipe is not None and not self.allow_other_weights:
-                # Files of adapters that this call adds are in no recipe yet.
-                added = _files_of_last(editor, self._added)
+                # Files of adapters and controls that this call adds are in no recipe yet.
+                parts = [getattr(editor, kind, ()) for kind in ('adapters', 'controls')]
+                added = _files_of_last(parts, self._added)
                 kept = [i for i, path in enumerate(self._weight_paths) if path not in added]
                 paths = [self._weight_paths[i] for i in kept]
                 check_weights(self.recipe['weights'], [weights[i] for i in kept], paths)
@@ -264,11 +278,8 @@ class VideoInferencer:
         return sample, recipe
 
     def _pack(self, image: Any, call: Mapping[str, Any], editor: Any) -> Any:
-        from mmvideo.models.conditioning.image import prepare_condition_image
-
         def prepare(picture: Any) -> torch.Tensor:
-            height, width = call.get('height'), call.get('width')
-            return prepare_condition_image(picture, height, width, multiple=editor.vae_scale)
+            return editor.recipe_picture(picture, call.get('height'), call.get('width'))
 
         return pack_images(image, prepare)
 
@@ -304,13 +315,14 @@ def _write(target: Target, sample: torch.Tensor, fps: float, recipe: dict[str, A
     return write_video(target.path, to_frames(sample), fps, recipe, target.overwrite)
 
 
-def _files_of_last(editor: Any, count: int) -> set[Path]:
-    """Files that only the last ``count`` adapters were read from."""
-    if not count:
-        return set()
-    earlier, last = editor.adapters[:-count], editor.adapters[-count:]
-    shared = {path for adapter in earlier for path in adapter.paths}
-    return {path for adapter in last for path in adapter.paths} - shared
+def _files_of_last(parts: Sequence[Sequence[Any]], counts: Sequence[int]) -> set[Path]:
+    """Files that only the last few of each kind of part were read from."""
+    earlier: set[Path] = set()
+    last: set[Path] = set()
+    for kind, count in zip(parts, counts, strict=True):
+        for index, part in enumerate(kind):
+            (last if index >= len(kind) - count else earlier).update(part.paths)
+    return last - earlier
 
 
 def _with_images(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:

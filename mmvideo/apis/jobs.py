@@ -14,7 +14,12 @@ from typing import Any
 
 from mmvideo.errors import ConfigError, InputError, nearest
 
-ALIASES = {'num_frames': 'video_length', 'steps': 'num_inference_steps'}
+# Other names for arguments; editors have one or the other for their frames.
+ALIASES = {
+    'num_frames': 'video_length',
+    'video_length': 'num_frames',
+    'steps': 'num_inference_steps',
+}
 # Keys of a config's ``infer`` that are not the editor's.
 OUTPUT_KEYS = ('fps', 'out', 'formats')
 # Arguments that a caller passes on its own behalf and that no recipe can hold.
@@ -50,10 +55,17 @@ def infer_parameters(editor: type) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.name not in _LIVE}
 
 
+def frames_of(arguments: Mapping[str, Any]) -> Any:
+    """How many frames a video has with these arguments of ``infer``."""
+    return arguments.get('num_frames', arguments.get('video_length', 1))
+
+
 def merge_arguments(
     editor: type, defaults: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The editor's own defaults, then a config's, then a caller's.
+
+    A caller's ``video`` without an ``image`` also takes the place of a config's image.
 
     Raises:
         InputError: an argument that the editor does not take, naming the nearest it does.
@@ -63,12 +75,14 @@ def merge_arguments(
     merged = {name: None if value is empty else value for name, value in parameters.items()}
     for values in (defaults, given):
         for key, value in values.items():
-            name = ALIASES.get(key, key)
+            name = key if key in parameters else ALIASES.get(key, key)
             if key in OUTPUT_KEYS and values is defaults:
                 continue
             if name not in parameters:
                 raise InputError(_unknown(editor, key, parameters))
             merged[name] = value
+    if given.get('video') is not None and 'image' in merged and 'image' not in given:
+        merged['image'] = None  # a caller's clip has its own picture, not the config's
     return merged
 
 

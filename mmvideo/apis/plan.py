@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmvideo.apis.devices import dtype_name
+from mmvideo.apis.jobs import frames_of
 from mmvideo.apis.progress import size
 from mmvideo.diffusion.windows import Windows
 from mmvideo.editors.facts import read_facts
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # motion modules (widths 32 and 64, latents of 32x32), 8 to 11 for a decoder (128 to 192 pixels).
 ACTIVATIONS = 52
 DECODED = 11
-_NO_WEIGHTS = {'scheduler', 'train_scheduler', 'tokenizer'}
+_NO_WEIGHTS = {'scheduler', 'train_scheduler', 'tokenizer', 'feature_extractor'}
 _SHARES = {'unet', 'vae', 'text_encoder'}  # what one file may hold together
 _WITHOUT_COUNT = {*_NO_WEIGHTS, 'adapter'}  # adapters are small, and many have no header to count
 
@@ -123,6 +124,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
     model = inferencer.cfg.model
     parts = tuple(_part(name, part, model) for name, part in model.items() if _is_part(part))
     parts += tuple(_adapter(config) for config in model.get('adapters') or ())
+    parts += tuple(_adapter(config, 'control') for config in model.get('controls') or ())
     parts += tuple(_part('image_encoder', encoder, {}) for encoder in _image_encoders(model))
     arguments = work.jobs[0].arguments
     by_name = {part.name: part for part in parts}
@@ -138,7 +140,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         device=str(inferencer.device),
         dtype=dtype_name(inferencer.dtype),
         videos=len(work.jobs),
-        frames=int(arguments.get('video_length', 1)),
+        frames=int(frames_of(arguments)),
         height=height,
         width=width,
         fps=work.fps,
@@ -148,13 +150,14 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         files=tuple(str(target.path) for targets in work.targets for target in targets),
         weights_bytes=sum(known) * item if len(known) == len(counts) else None,
         working_bytes=_working_bytes(arguments, by_name, height, width, item, windows),
-        windows=_drawn(windows, int(arguments.get('video_length', 1))),
+        windows=_drawn(windows, int(frames_of(arguments))),
     )
 
 
 def _guidance(arguments: Mapping[str, Any]) -> float:
     """The guidance scale, of one that changes the largest."""
-    value, frames = arguments.get('guidance_scale') or 0, int(arguments.get('video_length', 1))
+    value = arguments.get('guidance_scale') or arguments.get('max_guidance_scale') or 0
+    frames = int(frames_of(arguments))
     return max(number_timeline(value, 'guidance_scale', frames).values)
 
 
@@ -220,7 +223,7 @@ def _share(name: str, part: Mapping[str, Any], path: Path) -> tuple[dict[str, An
     return settings, sum(t.numel() for t in tensors.values() if t.is_floating_point())
 
 
-def _adapter(config: Mapping[str, Any]) -> Part:
+def _adapter(config: Mapping[str, Any], kind: str = 'adapter') -> Part:
     from mmvideo.checkpoints.sources import plan
 
     source, place = config['from_pretrained'], config.get('subfolder')
@@ -233,7 +236,7 @@ def _adapter(config: Mapping[str, Any]) -> Part:
     where = f'{source}/{place}' if place else str(source)
     if 'scale' in config:
         where += f' at {config["scale"]}'
-    return Part('adapter', config['type'], where, listed, sum(known) or None, config)
+    return Part(kind, config['type'], where, listed, sum(known) or None, config)
 
 
 def _image_encoders(model: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -292,6 +295,14 @@ def _output_size(
             image = image[0] if isinstance(image, list | tuple) else image
             shape = prepare_condition_image(image, height, width, multiple=factor or 8).shape
         return shape[1], shape[2]
+    if arguments.get('video') is not None:
+        from mmvideo.apis.image_prompts import unpacked_prompts
+        from mmvideo.models.conditioning.clip import prepare_clip
+
+        with unpacked_prompts(arguments) as call:
+            frames = call.get('video_length', 1)
+            shape = prepare_clip(call['video'], frames, height, width, factor or 8).shape
+        return shape[2], shape[3]
     unet = parts.get('unet')
     side = unet.settings.get('sample_size') if unet else None
     own = side * factor if isinstance(side, int) and factor else None
@@ -315,7 +326,7 @@ def _working_bytes(
     unet = parts['unet'].settings.get('block_out_channels') if 'unet' in parts else None
     if not (factor and unet and height and width):
         return None
-    frames = int(arguments.get('video_length', 1))
+    frames = int(frames_of(arguments))
     halves = 2 if _guidance(arguments) > 1 else 1
     latent = (height // factor) * (width // factor)
     seen = frames if windows is None else min(frames, windows.length)

@@ -43,7 +43,7 @@ class CachedLatents(Dataset):
 
     An item is ``latents`` float32 [T, 2 * C, h, w] (mean, then log variance, of diffusers'
     ``DiagonalGaussianDistribution``, unscaled), ``caption`` and, on demand, ``affinity_scores``
-    float32 [T, T].
+    float32 [T, T] and ``image`` uint8 [3, H, W].
 
     Args:
         dataset: config of a dataset whose items have ``video`` uint8 [T, 3, H, W], all of one
@@ -54,6 +54,8 @@ class CachedLatents(Dataset):
         num_frames: frames of an item; None is all. Fewer are a window (one frame: a frame) drawn
             anew at each reading from torch's global generator.
         affinity: add the scores of PIA's affinity, computed on the frames before encoding.
+        first_frame: add the clip's first frame as it is, for a model that sees a picture; then
+            ``num_frames`` must be None, as other frames are not kept.
         dtype: arithmetic of the encoder, under autocast. The cache itself is float16.
         num_workers: processes that draw or decode clips while encoding.
 
@@ -72,13 +74,19 @@ class CachedLatents(Dataset):
         num_clips: int,
         num_frames: int | None = None,
         affinity: bool = False,
+        first_frame: bool = False,
         dtype: str = 'bfloat16',
         num_workers: int = 0,
     ) -> None:
         _check(num_clips, num_frames, dtype)
         self.num_clips = num_clips
         self.num_frames = num_frames
-        self.kinds = ('moments', 'affinity_scores') if affinity else ('moments',)
+        if first_frame and num_frames is not None:
+            raise ConfigError(
+                f'first_frame=True takes whole clips: num_frames={num_frames}, not None.'
+            )
+        wanted = {'moments': True, 'affinity_scores': affinity, 'images': first_frame}
+        self.kinds = tuple(kind for kind, needed in wanted.items() if needed)
         identity = _identity(dataset, vae, num_clips, dtype)
         self.folder = Path(cache_dir).expanduser() / _fingerprint(identity)
         if self._missing():
@@ -102,6 +110,8 @@ class CachedLatents(Dataset):
         item = {'latents': moments[window].float(), 'caption': self.captions[index]}
         if 'affinity_scores' in self.kinds:
             item['affinity_scores'] = self._read('affinity_scores', index)[window, window].clone()
+        if 'images' in self.kinds:
+            item['image'] = self._read('images', index).clone()
         return item
 
     def __getstate__(self) -> dict:
@@ -109,7 +119,7 @@ class CachedLatents(Dataset):
         return {**self.__dict__, '_shards': {}}
 
     def path(self, kind: str, shard: int) -> Path:
-        """The file of one shard; ``kind`` is 'moments' or 'affinity_scores'."""
+        """The file of one shard; ``kind`` is one of ``kinds``."""
         return self.folder / f'{kind}-{shard:05d}.safetensors'
 
     def captions_path(self, shard: int) -> Path:
@@ -195,6 +205,8 @@ class _Encoder:
                 found['moments'] += self._moments([item['video'] for item in items])
             if 'affinity_scores' in found:
                 found['affinity_scores'] += [_scores(item) for item in items]
+            if 'images' in found:
+                found['images'] += [item['video'][0] for item in items]
             self._progress(first + len(captions) - len(items), first + len(captions))
         write_text(self.cache.captions_path(shard), json.dumps(captions, ensure_ascii=False))
         for kind, clips in found.items():

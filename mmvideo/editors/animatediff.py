@@ -9,25 +9,35 @@ from typing import Any
 import torch
 
 from mmvideo.checkpoints.save import save_part
+from mmvideo.editors.controls import Controlled, check_controls, read_controls, settings_of
+from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.parts import export_motion_adapter
 from mmvideo.editors.request import Request, make_samples
+from mmvideo.editors.starts import Starts, read_strength
+from mmvideo.models.conditioning.clip import prepare_clip
 from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.registry import MODELS
 
 
 @MODELS.register_module()
-class AnimateDiff(LatentDiffusion):
+class AnimateDiff(Controlled, Starts, LatentDiffusion):
     """A text-to-image model whose layers alternate with motion modules.
 
     Args: see ``LatentDiffusion``; ``motion_module`` is required.
+        controls: configs of ``ControlNet`` and ``SparseCtrl``.
     """
 
     _OPTIONS: tuple[str, ...] = OPTIONS
+    _STARTS_FROM_PICTURE = False
 
-    def __init__(self, motion_module: dict, **kwargs: Any) -> None:
+    part_registries = LatentDiffusion.part_registries | dict(controls='MODELS')
+
+    def __init__(self, motion_module: dict, controls: Sequence[dict] = (), **kwargs: Any) -> None:
+        check_controls(controls)
         super().__init__(motion_module=motion_module, **kwargs)
+        self._attach_controls(controls)
 
     def infer(
         self,
@@ -46,6 +56,14 @@ class AnimateDiff(LatentDiffusion):
         decode_chunk_size: int = 16,
         callback: Callable | None = None,
         *,
+        video: Any = None,
+        strength: float | None = None,
+        control_videos: Any = None,
+        control_frames: Any = None,
+        control_scale: Any = None,
+        control_start: Any = None,
+        control_end: Any = None,
+        guess_mode: bool = False,
         ip_adapter_image: Any = None,
         ip_adapter_scale: Any = None,
         ip_adapter_masks: Any = None,
@@ -68,7 +86,8 @@ class AnimateDiff(LatentDiffusion):
                 may change likewise.
             video_length: frames; more than the motion modules have positions for with ``windows``
                 or ``free_noise``.
-            height: pixels, a multiple of the VAE's factor; None is the model's own size.
+            height: pixels, a multiple of the VAE's factor; None is the model's own size, or with a
+                ``video`` its size (long edge at most 512, multiple of 8).
             width: pixels, likewise.
             num_inference_steps: calls of the scheduler.
             guidance_scale: 1 or less runs without guidance, at half the cost; a number, one for
@@ -80,6 +99,23 @@ class AnimateDiff(LatentDiffusion):
             num_videos_per_prompt: samples a prompt.
             decode_chunk_size: frames the VAE decodes at once.
             callback: called after each step as ``(steps done, steps, latents)``.
+            video: a clip of ``video_length`` frames to start from, for all samples: a path, a
+                folder of frames, pictures, an array, or a part of a longer one, such as
+                ``dict(clip='a.mp4', start=24, stride=2)``; see
+                ``mmvideo.models.conditioning.clip.prepare_clip``.
+            strength: how much of a ``video`` is made anew: 1 nearly all; None is 0.8.
+            control_videos: what each of the model's controls sees: a clip of ``video_length``
+                frames, in the forms of ``video``; for a ``SparseCtrl`` a picture or several; None
+                switches a control off. A list with one for each.
+            control_frames: which frames the pictures of a ``SparseCtrl`` are, a list for each
+                control; None is the first one, or all.
+            control_scale: how strongly controls work: a number for all, or a list with one for
+                each, which may be a number, one for each frame, or keyframes; None takes the
+                config's.
+            control_start: share of the steps after which they begin; one, or one for each.
+            control_end: share of the steps after which they stop, likewise.
+            guess_mode: controls work on the prompted half of guidance alone, and weaker on finer
+                layers, so that they are followed even without a prompt.
             ip_adapter_image: pictures as prompts, for each IP-Adapter that the model has; a
                 picture is a path, PIL image, array or tensor [3, H, W] in [0, 1]. Forms of this
                 and the next three arguments: ``mmvideo.models.conditioning.image_prompt``.
@@ -113,6 +149,10 @@ class AnimateDiff(LatentDiffusion):
         Raises:
             InputError: before anything is computed.
         """
+        strength = read_strength(strength, video, picture=False)
+        clip = self._clip(video, video_length, height, width)
+        if clip is not None:
+            height, width = clip.shape[-2:]
         request = Request(
             samples=make_samples(
                 prompt,
@@ -141,12 +181,47 @@ class AnimateDiff(LatentDiffusion):
             decode_chunk_size=decode_chunk_size,
             output_type=output_type,
             clip_skip=clip_skip,
+            strength=strength,
+            video=clip,
+            controls=self._read_controls(
+                video_length,
+                height or self.default_size,
+                width or self.default_size,
+                control_videos=control_videos,
+                control_frames=control_frames,
+                control_scale=control_scale,
+                control_start=control_start,
+                control_end=control_end,
+                guess_mode=guess_mode,
+            ),
             image_prompts=ImagePrompts(
                 ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
             ),
         )
         self._check(request)
         return self._infer(request, callback)
+
+    @classmethod
+    def check(cls, model: dict, arguments: dict) -> None:
+        """See ``LatentDiffusion.check``; the clip to start from too."""
+        video = arguments.get('video')
+        strength = read_strength(arguments.get('strength'), video, cls._STARTS_FROM_PICTURE)
+        controls = model.get('controls') or ()
+        check_controls(controls)
+        super().check(model, {**arguments, 'strength': strength})
+        length, multiple = arguments.get('video_length', 16), read_facts(model).vae_scale
+        size = arguments.get('height'), arguments.get('width')
+        if video is not None:
+            prepare_clip(video, length, *size, multiple)
+        read_controls(arguments, settings_of(controls), length, size, multiple)
+
+    def _clip(
+        self, video: Any, num_frames: int, height: int | None, width: int | None
+    ) -> torch.Tensor | None:
+        """The clip to start from, [T, 3, H, W] in [-1, 1]."""
+        if video is None:
+            return None
+        return prepare_clip(video, num_frames, height, width, self.vae_scale)
 
     def _save_unet(self, folder: Path, dtype: str | None) -> None:
         """Write the motion adapter, and the whole UNet when more of it was trained."""

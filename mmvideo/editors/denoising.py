@@ -6,6 +6,7 @@ N batch, C channels, T frames, t frames of a window, H W latent size.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,8 +22,10 @@ from mmvideo.editors.prompts import PromptTrack
 from mmvideo.editors.request import Request, Sample
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
 
-# (scaled latents [N, C, t, H, W], frames [t] or None for all, timestep) -> prediction
-Predict = Callable[[Tensor, 'Tensor | None', Tensor], Tensor]
+# Shares of a sampling, in [0, 1], where a step begins and ends.
+Span = tuple[float, float]
+# (scaled latents [N, C, t, H, W], frames [t] or None for all, timestep, span) -> prediction
+Predict = Callable[[Tensor, 'Tensor | None', Tensor, Span], Tensor]
 
 
 class Schedule(NamedTuple):
@@ -81,7 +84,7 @@ class Denoising:
         generators = [item.generator for item in group]
         noise = torch.stack([self._noise(item, request) for item in group])
         noise = noise.to(self._place(request))
-        self._prepare(group)
+        self._prepare(group, request)
         predict = self._predictor(group, request)
         latents = self._noised(group, request, schedules[0], noise)
         free_init = request.options.free_init
@@ -96,7 +99,7 @@ class Denoising:
                 fresh = self._noised(group, request, schedule, drawn.to(noise))
                 latents = replace_high_frequencies(kept, fresh, low_pass)
             latents = sample(
-                _by_windows(predict, request),
+                _by_windows(predict, request, counts[turn]),
                 schedule.scheduler,
                 latents,
                 schedule.timesteps,
@@ -111,19 +114,27 @@ class Denoising:
         options, guided = request.options, request.options.guided
         context = self._context(group, guided, request)
         extra = self._condition(group, request, guided)
+        conditions = self._conditions(group, request, extra, guided)
         height, width = self._noise_shape(request)[-2:]
         images = image_keys(self, request.pictures, (height, width), len(group), guided)
         controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
+        conduct = self._conductor(group, request, guided)
 
-        def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor) -> Tensor:
-            halves = torch.cat([scaled] * 2) if guided else scaled
-            halves = self._model_input(halves.to(self.device, self.dtype), extra, frames)
+        def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor, span: Span) -> Tensor:
+            noisy = torch.cat([scaled] * 2) if guided else scaled
+            noisy = noisy.to(self.device, self.dtype)
+            halves = self._model_input(noisy, extra, frames)
             seen, changed = images, controls
             if frames is not None:
                 seen = {layer: [i.select(frames) for i in keys] for layer, keys in images.items()}
                 changed = controls.at(frames)
             step = timestep.to(self.device)
-            prediction = self.unet(halves, step, context.at(frames), images=seen, controls=changed)
+            text, added = context.at(frames), {}
+            if conduct is not None:
+                added = conduct(noisy, step, text, frames, span, controls.windows)
+            prediction = self.unet(
+                halves, step, text, images=seen, controls=changed, conditions=conditions, **added
+            )
             prediction = prediction.to(scaled)
             if not guided:
                 return prediction
@@ -149,6 +160,16 @@ class Denoising:
 
     def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
         """What stays the same in every step and is not text; None here."""
+        return None
+
+    def _conditions(
+        self, group: list[Sample], request: Request, extra: Any, guided: bool
+    ) -> dict[str, Tensor] | None:
+        """What the denoiser's ``embeddings`` take in every step, by name; None here."""
+        return None
+
+    def _conductor(self, group: list[Sample], request: Request, guided: bool) -> Any:
+        """What adds to the denoiser's layers in each step, see ``Conductor``; None here."""
         return None
 
     def _model_input(self, latents: Tensor, extra: Any, frames: Tensor | None) -> Tensor:
@@ -187,7 +208,7 @@ class Denoising:
         cells = (request.height // self.vae_scale, request.width // self.vae_scale)
         return (self.vae.config.latent_channels, request.num_frames, *cells)
 
-    def _prepare(self, group: list[Sample]) -> None:
+    def _prepare(self, group: list[Sample], request: Request) -> None:
         """What else is drawn from the samples' generators, after their noise."""
 
     def _noised(
@@ -209,6 +230,15 @@ class Denoising:
 
     # Pictures ---------------------------------------------------------------------------------
 
+    def encode(self, pictures: Tensor, generator: torch.Generator, chunk_size: int = 16) -> Tensor:
+        """Latents [F, C, H, W], float32, drawn for pictures [F, 3, H, W] in [-1, 1]."""
+        parts = []
+        for chunk in pictures.split(chunk_size):
+            moments = self.vae.encode(chunk.to(self.device, self.vae.dtype)).latent_dist
+            noise = torch.randn(moments.mean.shape, generator=generator)
+            parts.append((moments.mean + moments.std * noise.to(moments.mean)).float())
+        return torch.cat(parts) * self.vae.config.scaling_factor
+
     def decode(self, latents: Tensor, chunk_size: int = 16) -> Tensor:
         """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, by chunks of frames."""
         decoded = list(self.decode_chunks(latents.transpose(1, 2).flatten(0, 1), chunk_size))
@@ -226,15 +256,18 @@ class Denoising:
             yield vae.decode(chunk).sample.float().add(1).div(2).clamp(0, 1).cpu()
 
 
-def _by_windows(predict: Predict, request: Request) -> Callable[[Tensor, Tensor], Tensor]:
-    """``predict`` for the whole clip, or for the windows of each call, joined."""
-    plans = request.options.plans()
+def _by_windows(
+    predict: Predict, request: Request, steps: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """``predict`` for the whole clip, or for the windows of each of ``steps`` calls, joined."""
+    plans, done = request.options.plans(), itertools.count()
 
     def denoise(scaled: Tensor, timestep: Tensor) -> Tensor:
-        plan = next(plans)
+        plan, step = next(plans), next(done)
+        span = (step / steps, (step + 1) / steps)
         if plan is None:
-            return predict(scaled, None, timestep)
-        return plan.fuse(lambda part, frames: predict(part, frames, timestep), scaled, 2)
+            return predict(scaled, None, timestep, span)
+        return plan.fuse(lambda part, frames: predict(part, frames, timestep, span), scaled, 2)
 
     return denoise
 

@@ -25,6 +25,7 @@ class Facts:
         sample_size: side of a latent that the model was trained on, in cells.
         max_frames: positions of the motion modules; None without a limit that a config tells.
         levels: stages of the denoiser on its way down.
+        num_frames: length of the clips of training, where the denoiser's config tells.
     """
 
     vae_scale: int
@@ -32,6 +33,7 @@ class Facts:
     sample_size: int
     max_frames: int | None
     levels: int = 4
+    num_frames: int | None = None
 
     @property
     def default_size(self) -> int:
@@ -51,6 +53,7 @@ def read_facts(model: Mapping[str, Any]) -> Facts:
         sample_size=size if isinstance(size, int) else size[0],
         max_frames=_max_frames(model.get('motion_module')),
         levels=len(unet.get('block_out_channels', ())) or 4,
+        num_frames=unet.get('num_frames'),
     )
 
 

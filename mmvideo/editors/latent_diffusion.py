@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
 
 from mmvideo.checkpoints.save import save_part, save_scheduler, save_tokenizer
 from mmvideo.diffusion.objective import (
@@ -21,17 +18,16 @@ from mmvideo.diffusion.objective import (
     weighted_mse,
 )
 from mmvideo.editors.adapters import Adaptable, check_adapters
-from mmvideo.editors.denoising import Denoising
-from mmvideo.editors.facts import SAMPLE_SIZE, read_facts, text_layers
+from mmvideo.editors.facts import read_facts, text_layers
 from mmvideo.editors.image_prompts import (
     check_image_prompts,
     image_prompts,
     prepare_image_prompts,
 )
+from mmvideo.editors.latent_editor import LatentEditor
 from mmvideo.editors.options import Options, read_options
 from mmvideo.editors.parts import (
     build_unet,
-    export_unet_config,
     weight_files,
     with_trained_betas,
 )
@@ -43,14 +39,14 @@ from mmvideo.editors.request import (
     check_seeds,
     check_settings,
 )
-from mmvideo.errors import ConfigError, InputError, nearest
+from mmvideo.errors import ConfigError
 from mmvideo.models.conditioning.text import encode_prompts
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 
 _SHARED_SETTINGS = ('num_inference_steps', 'eta', 'decode_chunk_size', 'output_type')
 
 
-class LatentDiffusion(Denoising, Adaptable, BaseModel):
+class LatentDiffusion(Adaptable, LatentEditor):
     """A VAE, a text encoder, a denoiser and a scheduler, to sample from and to train.
 
     Args:
@@ -71,8 +67,10 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
         adapters: configs of ``LoRA``, ``MotionLoRA``, ``TextualInversion``, ....
     """
 
-    # Of the options of a call (``mmvideo.editors.options``) those that this editor takes.
-    _OPTIONS: tuple[str, ...] = ()
+    # What ``infer`` calls the number of frames.
+    _FRAMES = 'video_length'
+    # Layers of the text encoder that training leaves out.
+    _CLIP_SKIP: int | None = None
     part_registries = {
         'vae': 'MODELS',
         'text_encoder': 'MODELS',
@@ -134,12 +132,6 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
         """How this editor builds the denoiser, beside its config."""
         return {}
 
-    @property
-    def default_size(self) -> int:
-        """Side of a picture in pixels when a call names none."""
-        size = self.unet.sample_size or SAMPLE_SIZE
-        return (size if isinstance(size, int) else size[0]) * self.vae_scale
-
     def weight_files(self) -> list[Path]:
         """The files that the weights came from, for a recipe to name."""
         return list(dict.fromkeys([*weight_files(self._parts), *self.adapter_files()]))
@@ -150,13 +142,7 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
         Raises:
             ConfigError: a pattern that matches nothing.
         """
-        compiled = [re.compile(p) for p in patterns]
-        names = [name for name, _ in self.named_parameters()]
-        for pattern in compiled:
-            if not any(pattern.search(name) for name in names):
-                raise ConfigError(f'model.trainable: {pattern.pattern!r} matches no parameter.')
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(any(p.search(name) for p in compiled))
+        super().set_trainable(patterns)
         self._frozen_text = not any(p.requires_grad for p in self.text_encoder.parameters())
 
     def _check_prediction_type(self) -> None:
@@ -196,15 +182,12 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
         Raises:
             InputError: naming the argument, its value and what was expected.
         """
-        known = inspect.signature(cls.infer).parameters
-        for name in arguments:
-            if name not in known or name == 'self':
-                raise InputError(f'{cls.__name__} takes no {name!r}.{nearest(name, known)}')
+        known = cls.check_names(arguments)
         check_adapters(model.get('adapters') or ())
         facts = read_facts(model)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values.update(arguments)
-        frames = values.get('video_length', 1)
+        frames = values.get(cls._FRAMES, 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
         options = read_options(chosen, frames, facts.max_frames, facts.levels)
         as_prompts(values.get('prompt'), num_frames=frames)
@@ -225,7 +208,8 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
         if values.get('clip_skip') is not None:
             check_clip_skip(values['clip_skip'], text_layers(model))
         height, width = values.get('height'), values.get('width')
-        if 'image' not in known:  # else the picture says what is not given
+        # else the picture or clip says what is not given
+        if 'image' not in known and values.get('video') is None:
             height, width = height or size, width or size
         clip = None if height is None or width is None else (height, width)
         check_image_prompts(model, image_prompts(values), frames, clip)
@@ -246,14 +230,7 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
             max_frames=request.options.frame_limit(self.unet.max_frames),
         )
         check_clip_skip(request.clip_skip, self.text_encoder.config.num_hidden_layers)
-        expected = self._noise_shape(request)
-        for item in request.samples:
-            if item.latents is not None and tuple(item.latents.shape) != expected:
-                found = [len(request.samples), *item.latents.shape]
-                raise InputError(
-                    f'latents has the shape {found}: expected {[found[0], *expected]}, '
-                    '[N, C, T, H, W] in latent cells.'
-                )
+        self._check_latents(request)
         clip = (request.height, request.width)
         request.pictures = prepare_image_prompts(
             self, request.image_prompts, request.num_frames, clip
@@ -261,53 +238,28 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
 
     # Training ---------------------------------------------------------------------------------
 
-    def forward(
-        self,
-        inputs: torch.Tensor | None,
-        data_samples: dict | None = None,
-        mode: str = 'tensor',
-    ) -> Any:
-        """The training loss (``mode='loss'``), or samples for a batch's captions (``'predict'``).
-
-        Args:
-            inputs: video [N, C, T, H, W] in [-1, 1], or None when ``data_samples`` has
-                ``latents``, the VAE's moments [N, 2C, T, H, W].
-            data_samples: ``caption``: N strings, and what the editor's condition needs.
-        """
-        samples = data_samples or {}
-        if mode == 'loss':
-            return self.loss(self._clean_latents(inputs, samples), samples)
-        if mode == 'predict':
-            return self._predict(inputs, samples)
-        raise ConfigError(f"mode={mode!r}: expected 'loss' or 'predict'.")
-
     def loss(self, clean: torch.Tensor, data_samples: dict) -> dict[str, torch.Tensor]:
         """The denoising loss for clean latents [N, C, T, H, W] (Ho et al. 2020, algorithm 1)."""
         config = self.train_scheduler.config
-        noise = torch.randn_like(clean)
+        noise = self._training_noise(clean)
         timesteps = torch.randint(*self.timestep_range, clean.shape[:1], device=clean.device)
         alpha_bar = self.train_scheduler.alphas_cumprod.to(clean.device)[timesteps]
         noisy = self._training_input(add_noise(clean, noise, alpha_bar), data_samples)
         context = self._training_context(given(data_samples, 'caption', 'a text'))
-        prediction = self.unet(noisy, timesteps, context)
+        others = self._training_arguments(clean, data_samples)
+        prediction = self.unet(noisy, timesteps, context, **others)
         kind = config.prediction_type
         target = prediction_target(kind, clean, noise, alpha_bar)
         gamma = self.min_snr_gamma
         weights = None if gamma is None else min_snr_weights(kind, alpha_bar, gamma)
         return dict(loss=weighted_mse(prediction, target, weights))
 
-    @torch.no_grad()
-    def _clean_latents(self, video: torch.Tensor | None, samples: dict) -> torch.Tensor:
-        if 'latents' in samples:
-            mean, logvar = samples['latents'].chunk(2, dim=1)
-            latents = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * torch.randn_like(mean)
-            return latents * self.vae.config.scaling_factor
-        if video is None:
-            raise InputError('a batch needs `video`, or `latents` from a cache.')
-        frames = video.transpose(1, 2).flatten(0, 1)
-        latents = self.vae.encode(frames).latent_dist.sample().float()
-        latents = latents.unflatten(0, (video.shape[0], -1)).transpose(1, 2)
-        return latents * self.vae.config.scaling_factor
+    def _training_noise(self, clean: torch.Tensor) -> torch.Tensor:
+        return torch.randn_like(clean)
+
+    def _training_arguments(self, clean: torch.Tensor, samples: dict) -> dict[str, Any]:
+        """What the denoiser is told by name besides input, time and text."""
+        return {}
 
     def _training_input(self, noisy: torch.Tensor, samples: dict) -> torch.Tensor:
         return noisy
@@ -316,7 +268,7 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
         dropped = torch.rand(len(captions)) < self.caption_dropout
         texts = ['' if d else c for d, c in zip(dropped.tolist(), captions, strict=True)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_text):
-            return encode_prompts(self.tokenizer, self.text_encoder, texts)
+            return encode_prompts(self.tokenizer, self.text_encoder, texts, None, self._CLIP_SKIP)
 
     def _predict(self, inputs: torch.Tensor | None, samples: dict) -> list[dict]:
         """Samples for a batch's captions, one dict each, with what metrics compare them to."""
@@ -335,10 +287,6 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
         """What ``infer`` gets from a batch beside its captions."""
         return {}
 
-    def draw(self, batch: dict, **arguments: Any) -> torch.Tensor:
-        """Samples [N, C, T, H, W] in [0, 1] of ``infer(**arguments)``, for a look in training."""
-        return self.infer(**arguments)['samples']
-
     # Export -----------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
@@ -351,9 +299,6 @@ class LatentDiffusion(Denoising, Adaptable, BaseModel):
         if any(p.requires_grad for p in self.unet.parameters()):
             self._save_unet(folder, dtype)
             save_scheduler(folder / 'scheduler', self.scheduler)
-
-    def _save_unet(self, folder: Path, dtype: str | None) -> None:
-        save_part(folder / 'unet', export_unet_config(self.unet), self.unet, dtype=dtype)
 
 
 def _training_schedule(model: Mapping[str, Any]) -> Any:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 
 from mmvideo.editors.animatediff import AnimateDiff
-from mmvideo.editors.denoising import Schedule
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.motion import (
@@ -19,10 +18,12 @@ from mmvideo.editors.motion import (
     spread_motion,
 )
 from mmvideo.editors.options import OPTIONS
-from mmvideo.editors.preprocessor import given
+from mmvideo.editors.preprocessor import first_frames, given
 from mmvideo.editors.request import Request, Sample, make_samples, spread
+from mmvideo.editors.starts import read_strength
 from mmvideo.errors import InputError
 from mmvideo.models.conditioning.affinity import nearest_condition
+from mmvideo.models.conditioning.clip import frames_as_pictures
 from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.models.conditioning.pia import prepare_condition_image
 from mmvideo.registry import MODELS
@@ -40,6 +41,7 @@ class PIA(AnimateDiff):
     """
 
     # Here ``motion_scale`` is the affinity.
+    _STARTS_FROM_PICTURE = True
     _OPTIONS = tuple(name for name in OPTIONS if name != 'motion_scale')
 
     def __init__(
@@ -74,7 +76,14 @@ class PIA(AnimateDiff):
         callback: Callable | None = None,
         *,
         image: Any = None,
-        strength: float = 1.0,
+        video: Any = None,
+        strength: float | None = None,
+        control_videos: Any = None,
+        control_frames: Any = None,
+        control_scale: Any = None,
+        control_start: Any = None,
+        control_end: Any = None,
+        guess_mode: bool = False,
         motion_scale: Any = 0,
         condition_frame: int | Sequence[int] = 0,
         condition_rule: str = 'nearest',
@@ -99,7 +108,10 @@ class PIA(AnimateDiff):
                 a list of as many pictures.
             height: pixels; None follows the picture (long edge at most 512, multiple of 8).
             width: pixels, likewise.
-            strength: below 1, sampling starts from the noised picture instead of pure noise.
+            video: a clip to start from, see ``AnimateDiff.infer``; without ``image`` its frames at
+                ``condition_frame`` are the pictures.
+            strength: below 1, sampling starts from the noised picture, or ``video``, instead of
+                pure noise. None is 1, and 0.8 with a ``video``.
             motion_scale: 0 to 8 or a table's name (``'small'``, ``'loop-large'``, ...), made for 16
                 frames; ``'fit-small'``, ``'fit-loop-large'``, ...: these stretched to the clip; a
                 list of numbers, the affinity by distance from the condition frame; or keyframes,
@@ -111,6 +123,9 @@ class PIA(AnimateDiff):
         Other arguments, result and errors: see ``AnimateDiff.infer``.
         """
         frames = condition_frames(condition_frame, video_length)
+        strength = read_strength(strength, video, picture=True)
+        if image is None and video is not None:
+            image = frames_as_pictures(video, video_length, frames)
         images = self._images(image, height, width, len(frames))
         samples = make_samples(
             prompt,
@@ -143,6 +158,18 @@ class PIA(AnimateDiff):
             output_type=output_type,
             clip_skip=clip_skip,
             strength=strength,
+            video=self._clip(video, video_length, int(size[0]), int(size[1])),
+            controls=self._read_controls(
+                video_length,
+                int(size[0]),
+                int(size[1]),
+                control_videos=control_videos,
+                control_frames=control_frames,
+                control_scale=control_scale,
+                control_start=control_start,
+                control_end=control_end,
+                guess_mode=guess_mode,
+            ),
             image_prompts=ImagePrompts(
                 ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
             ),
@@ -163,14 +190,17 @@ class PIA(AnimateDiff):
     def check(cls, model: dict, arguments: dict) -> None:
         """See ``LatentDiffusion.check``; the picture and the motion scale too."""
         super().check(model, arguments)
-        if arguments.get('image') is None:
+        image, video = arguments.get('image'), arguments.get('video')
+        if image is None and video is None:
             raise InputError('image is missing: PIA animates a picture; give its path.')
         length = arguments.get('video_length', 16)
         frames = condition_frames(arguments.get('condition_frame', 0), length)
         for motion in motion_entries(arguments.get('motion_scale', 0)):
             clip_affinity(motion, length, frames, arguments.get('condition_rule', 'nearest'))
         multiple = read_facts(model).vae_scale
-        for pictures in clip_images(arguments['image'], len(frames)):
+        if image is None:
+            return  # the clip's frames, which were read for its own check
+        for pictures in clip_images(image, len(frames)):
             for item in pictures:
                 prepare_condition_image(
                     item, arguments.get('height'), arguments.get('width'), multiple=multiple
@@ -194,46 +224,17 @@ class PIA(AnimateDiff):
             )
         return [torch.stack(pictures) for pictures in prepared]
 
-    def _timesteps(self, scheduler: Any, steps: int, request: Request) -> torch.Tensor:
-        skipped = steps - min(int(steps * request.strength), steps)
-        # FreeInit's short first rounds keep at least their last step.
-        skipped = min(skipped, steps - 1) if steps < request.num_inference_steps else skipped
-        if skipped == steps:
-            raise InputError(
-                f'strength={request.strength} leaves none of {steps} steps: raise one of them.'
-            )
-        order = getattr(scheduler, 'order', 1)
-        if hasattr(scheduler, 'set_begin_index'):
-            scheduler.set_begin_index(skipped * order)
-        return scheduler.timesteps[skipped * order :]
-
-    def _prepare(self, group: list[Sample]) -> None:
+    def _prepare(self, group: list[Sample], request: Request) -> None:
         # The official order of random draws: noise first, then the sample of the image's latent.
         for item in group:
-            item.extras['latent'] = self._encode_image(item)
+            item.extras['latent'] = self.encode(item.extras['image'], item.generator)
+        super()._prepare(group, request)
 
-    def _noised(
-        self, group: list[Sample], request: Request, schedule: Schedule, noise: torch.Tensor
-    ) -> torch.Tensor:
-        if request.strength >= 1:
-            return super()._noised(group, request, schedule, noise)
-        clean = [item.extras['latent'][item.extras['nearest']] for item in group]  # T C H W each
-        return _at_start(schedule, torch.stack(clean).transpose(1, 2).to(noise), noise)
-
-    def _noised_again(
-        self, latents: torch.Tensor, request: Request, schedule: Schedule, noise: torch.Tensor
-    ) -> torch.Tensor:
-        if request.strength >= 1:
-            return super()._noised_again(latents, request, schedule, noise)
-        return _at_start(schedule, latents, noise)
-
-    def _encode_image(self, item: Sample) -> torch.Tensor:
-        """Latents [K, C, H, W] of the pictures of a clip."""
-        pictures = item.extras['image'].to(self.device, self.vae.dtype)
-        moments = self.vae.encode(pictures).latent_dist
-        noise = torch.randn(moments.mean.shape, generator=item.generator)
-        latent = moments.mean + moments.std * noise.to(moments.mean)
-        return latent.float() * self.vae.config.scaling_factor
+    def _starts_from(self, item: Sample, request: Request) -> torch.Tensor | None:
+        clip = super()._starts_from(item, request)
+        if clip is not None or request.strength >= 1:
+            return clip
+        return item.extras['latent'][item.extras['nearest']].transpose(0, 1)
 
     def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
         latent = torch.stack([item.extras['latent'] for item in group]).to(self.device, self.dtype)
@@ -256,7 +257,7 @@ class PIA(AnimateDiff):
     def _predict_condition(self, inputs: torch.Tensor | None) -> dict[str, Any]:
         """The clips' first frames as pictures, float [0, 1] [C, H, W]."""
         assert inputs is not None, 'PIA predicts from clips, whose first frames it animates'
-        first = inputs[:, :, 0].float().add(1).div(2).clamp(0, 1).cpu()
+        first = first_frames(inputs)
         return dict(image=list(first), height=first.shape[-2], width=first.shape[-1])
 
     def _training_input(self, noisy: torch.Tensor, samples: dict) -> torch.Tensor:
@@ -277,9 +278,3 @@ class PIA(AnimateDiff):
             given(data_samples, 'affinity_scores', 'every frame against every frame'), chosen
         )
         return LatentDiffusion.loss(self, clean, data_samples)
-
-
-def _at_start(schedule: Schedule, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Clean latents [N, C, T, H, W] at the noise level of the first timestep."""
-    first = schedule.timesteps[:1].repeat(len(clean))
-    return schedule.scheduler.add_noise(clean, noise, first)

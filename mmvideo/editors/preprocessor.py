@@ -45,6 +45,11 @@ def to_model_range(video: torch.Tensor) -> torch.Tensor:
     return video.float().div_(127.5).sub_(1.0)
 
 
+def first_frames(video: torch.Tensor) -> torch.Tensor:
+    """Of clips [N, C, T, H, W] in [-1, 1], as pictures [N, C, H, W] in [0, 1] on the CPU."""
+    return video[:, :, 0].float().add(1).div(2).clamp(0, 1).cpu()
+
+
 def given(data_samples: dict, name: str, what: str) -> Any:
     """What the dataset's items must have.
 

@@ -50,6 +50,8 @@ class Request:
     output_type: str = 'video'
     clip_skip: int | None = None
     image_prompts: ImagePrompts = field(default_factory=ImagePrompts)
+    video: torch.Tensor | None = None  # to start from, [T, 3, H, W] in [-1, 1]
+    controls: list[Any] = field(default_factory=list)  # inputs, see mmvideo.editors.controls
     pictures: list[AdapterPrompt] = field(default_factory=list)  # of each adapter, when checked
 
 
@@ -96,7 +98,8 @@ def check_settings(
 def check_size(name: str, value: int, multiple: int) -> None:
     """A side in pixels must be a positive multiple of the VAE's factor."""
     if not isinstance(value, int) or value < multiple or value % multiple:
-        low = max(multiple, int(value) // multiple * multiple)
+        whole = value if isinstance(value, int) else multiple
+        low = max(multiple, whole // multiple * multiple)
         raise InputError(
             f'{name}={value!r}: expected a positive multiple of {multiple}, '
             f'such as {low} or {low + multiple}.'

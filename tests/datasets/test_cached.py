@@ -75,6 +75,16 @@ def test_latents_are_those_of_the_encoder(config: dict, vae_folder: Path) -> Non
         dataset[10]
 
 
+def test_first_frames_are_kept_as_they_are(config: dict) -> None:
+    dataset = DATASETS.build({**config, 'first_frame': True})
+    source = DATASETS.build(SPRITES)
+    for index in (0, 9):
+        assert torch.equal(dataset[index]['image'], source[index]['video'][0])
+    assert 'image' not in DATASETS.build(config)[0]
+    with pytest.raises(ConfigError, match='first_frame=True takes whole clips: num_frames=3'):
+        DATASETS.build({**config, 'first_frame': True, 'num_frames': 3})
+
+
 def test_half_precision_encoder_is_near(config: dict, vae_folder: Path) -> None:
     item = DATASETS.build({**config, 'dtype': 'bfloat16'})[3]
     assert torch.allclose(item['latents'], moments(vae_folder, 3), atol=0.05)

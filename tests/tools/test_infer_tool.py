@@ -66,6 +66,19 @@ def test_writes_a_video_with_its_recipe(tmp_path: Path) -> None:
     assert read_recipe(tmp_path / 'a-s2.mp4')['arguments']['num_inference_steps'] == 20
 
 
+def test_a_video_of_a_video(tmp_path: Path) -> None:
+    """Its own output, two frames further and every second one, made again at half strength."""
+    made = infer(tmp_path, TINY, '--quiet', '--num-frames', 8, '--out', 'a.mp4')
+    assert made.returncode == 0, made.stderr
+    again = infer(tmp_path, TINY, '--video', 'a.mp4', '--video-start', 1, '--video-stride', 2,
+                  '--strength', 0.5, '--steps', 4, '--out', 'b.mp4')  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    arguments = read_recipe(tmp_path / 'b.mp4')['arguments']
+    assert arguments['image'] is None and arguments['strength'] == 0.5
+    assert {**arguments['video'], 'clip': None} == dict(clip=None, start=1, stride=2)
+    assert arguments['video']['clip']['name'] == 'a.mp4'
+
+
 def test_quiet_prints_nothing(tmp_path: Path) -> None:
     done = infer(tmp_path, TINY, '--quiet', '--num-frames', 1)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
@@ -111,6 +124,12 @@ MISTAKES = [
     ([TINY, '--condition-frame', '16'], 'condition_frame'),
     ([TINY, '--strength', '2'], 'strength'),
     ([TINY, '--guidance-scale', 'nan'], 'guidance_scale'),
+    ([TINY, '--video', 'missing.mp4'], 'there is no such clip'),
+    ([TINY, '--video', 'plain.mp4'], 'no .mp4 file'),
+    ([TINY, '--video-stride', '2'], 'give it with --video'),
+    ([TINY, '--control-video', 'plan.mp4'], "Did you mean 'plain.mp4'"),
+    ([TINY, '--control-video', 'plain.mp4'], 'has no controls'),
+    ([TINY, '--control', 'missing.pth', '--control-video', 'plain.mp4'], 'missing.pth'),
     ([TINY, '--height', '17'], 'height'),
     ([TINY, '--out', 'a.avi'], '.avi'),
     ([TINY, '--out', 'missing/a.mp4'], 'missing'),

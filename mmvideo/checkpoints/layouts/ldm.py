@@ -74,8 +74,8 @@ def _transformer(theirs: str, ours: str) -> Iterator[Row]:
     yield from (Row(f'{theirs}.{n}.weight', f'{ours}.{n}.weight') for n in _WITHOUT_BIAS)
 
 
-def _unet_rows() -> Iterator[Row]:
-    """686 keys. Down: 2 layers a level, and a downsampler but for the last; up: 3, likewise."""
+def encoder_rows() -> Iterator[Row]:
+    """The UNet's way down and its middle: 2 layers a level, and a downsampler but for the last."""
     yield from _module('time_embed.0', 'time_embedding.linear_1')
     yield from _module('time_embed.2', 'time_embedding.linear_2')
     yield from _module('input_blocks.0.0', 'conv_in')
@@ -94,6 +94,11 @@ def _unet_rows() -> Iterator[Row]:
     yield from _unet_resnet('middle_block.0', 'mid_block.resnets.0', False)
     yield from _transformer('middle_block.1', 'mid_block.attentions.0')
     yield from _unet_resnet('middle_block.2', 'mid_block.resnets.1', False)
+
+
+def _unet_rows() -> Iterator[Row]:
+    """686 keys. On the way up 3 layers a level, and an upsampler but for the last."""
+    yield from encoder_rows()
     for level in range(_LEVELS):
         for layer in range(3):
             theirs, ours = f'output_blocks.{3 * level + layer}', f'up_blocks.{level}'

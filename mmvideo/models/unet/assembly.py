@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from mmvideo.errors import ConfigError, nearest
+from mmvideo.models.unet.attention import SpatialTransformer
+from mmvideo.models.unet.context import NormScope
+from mmvideo.models.unet.resnet import ResnetBlock
+from mmvideo.models.unet.spatio_temporal import (
+    Mixing,
+    SpatioTemporalResnet,
+    SpatioTemporalTransformer,
+    check_mixing,
+)
 from mmvideo.models.unet.stages import DownStage, StageParts, TemporalSlot, UpStage
 from mmvideo.registry import MODELS
 
@@ -96,6 +107,74 @@ def _slot(name: str, config: Mapping[str, Any], norm_num_groups: int) -> Tempora
     )
 
 
+@dataclass(frozen=True)
+class LayerPlan:
+    """What the layers of all stages have in common.
+
+    Attributes:
+        slots: temporal modules, in the order in which they run.
+        time_channels: of the time embedding.
+        context_channels: D of the prompt tokens.
+        heads: of the spatial transformers, by level.
+        depths: their blocks, by level.
+        groups: of every GroupNorm.
+        norm_scope: statistics of the resnets' norms.
+        linear_projection: of the spatial transformers.
+        mixing: how resnets and transformers are mixed with ones that see time; None for none.
+    """
+
+    slots: Sequence[TemporalSlot]
+    time_channels: int
+    context_channels: int
+    heads: Sequence[int]
+    depths: Sequence[int]
+    groups: int = 32
+    norm_scope: NormScope = 'frame'
+    linear_projection: bool = False
+    mixing: Mixing | None = None
+
+    def stage(self, level: int, cross: bool, eps: float, motion: bool = True) -> StageParts:
+        """A stage's parts.
+
+        Args:
+            level: of its resolution, 0 the finest.
+            cross: whether it has spatial transformers.
+            eps: of its resnets' norms.
+            motion: whether it has motion modules, where the trunk has.
+        """
+        resnet_class, transformer_class, mixed = _layer_classes(self.mixing)
+        resnet = partial(
+            resnet_class,
+            time_channels=self.time_channels,
+            groups=self.groups,
+            eps=eps,
+            norm_scope=self.norm_scope,
+            **mixed,
+        )
+        attention = partial(
+            transformer_class,
+            heads=self.heads[level],
+            context_channels=self.context_channels,
+            num_layers=self.depths[level],
+            groups=self.groups,
+            linear_projection=self.linear_projection,
+            **mixed,
+        )
+        chosen = [slot for slot in self.slots if cross or not slot.only_with_attention]
+        chosen = [slot for slot in chosen if motion or slot.name != 'motion_modules']
+        return StageParts(resnet, attention if cross else None, chosen)
+
+
+def _layer_classes(
+    mixing: Mixing | None,
+) -> tuple[type[nn.Module], type[nn.Module], dict[str, Any]]:
+    """The classes of resnets and transformers, and what the mixed ones are told besides."""
+    if mixing is None:
+        return ResnetBlock, SpatialTransformer, {}
+    check_mixing(mixing)
+    return SpatioTemporalResnet, SpatioTemporalTransformer, {'mixing': mixing}
+
+
 def down_stages(
     parts: Sequence[StageParts], widths: Sequence[int], layers: Sequence[int]
 ) -> nn.ModuleList:
@@ -108,13 +187,19 @@ def down_stages(
     )
 
 
+def skip_channels(widths: Sequence[int], layers: Sequence[int]) -> list[int]:
+    """Channels of the skip connections, finest first."""
+    channels = [widths[0]]
+    for i, width in enumerate(widths):
+        channels += [width] * (layers[i] + (i < len(widths) - 1))
+    return channels
+
+
 def up_stages(
     parts: Sequence[StageParts], widths: Sequence[int], layers: Sequence[int]
 ) -> nn.ModuleList:
     """Coarsest first; each meets, from the end, the skip connections of the way down."""
-    skips = [widths[0]]
-    for i, width in enumerate(widths):
-        skips += [width] * (layers[i] + (i < len(widths) - 1))
+    skips = skip_channels(widths, layers)
     stages, channels = nn.ModuleList(), widths[-1]
     for i, part in enumerate(parts):
         level = len(widths) - 1 - i

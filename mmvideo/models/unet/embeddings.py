@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmvideo.errors import InputError
+
 MAX_PERIOD = 10_000.0
 
 
@@ -27,6 +29,21 @@ def timestep_sinusoid(timestep: Tensor, channels: int) -> Tensor:
     steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
     angles = timestep.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * steps / half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def timestep_wave(timestep: Tensor | float, sample: Tensor, channels: int) -> Tensor:
+    """The sinusoid of one timestep for all clips of a sample [N, ...], or of [N]: [N, C].
+
+    Raises:
+        InputError: another number of timesteps.
+    """
+    steps = torch.as_tensor(timestep, device=sample.device)
+    if steps.dim() > 1 or steps.numel() not in (1, sample.shape[0]):
+        raise InputError(
+            f'timestep has shape {tuple(steps.shape)}: expected a number or '
+            f'[{sample.shape[0]}], one for each clip'
+        )
+    return timestep_sinusoid(steps.expand(sample.shape[0]), channels).to(sample.dtype)
 
 
 def position_sinusoid(positions: int, channels: int) -> Tensor:

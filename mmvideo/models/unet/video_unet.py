@@ -9,7 +9,6 @@ Shapes: N batch, T frames, C channels, H W latent size, L tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from mmvideo.errors import InputError
 from mmvideo.models.unet.assembly import (
     DOWN_BLOCKS,
     UP_BLOCKS,
+    LayerPlan,
     build_temporal,
     check_motion,
     cross_attention,
@@ -29,7 +29,6 @@ from mmvideo.models.unet.assembly import (
     per_stage,
     up_stages,
 )
-from mmvideo.models.unet.attention import SpatialTransformer
 from mmvideo.models.unet.conditions import (
     Role,
     TrunkSizes,
@@ -39,16 +38,11 @@ from mmvideo.models.unet.conditions import (
     extra_channels,
 )
 from mmvideo.models.unet.context import Controls, ImageContext, LayerContext, NormScope
-from mmvideo.models.unet.embeddings import TimestepEmbedding, timestep_sinusoid
+from mmvideo.models.unet.embeddings import TimestepEmbedding, timestep_wave
 from mmvideo.models.unet.motion import FrameTransformer, check_frames
-from mmvideo.models.unet.resnet import ResnetBlock, ScopedGroupNorm
-from mmvideo.models.unet.spatio_temporal import (
-    Mixing,
-    SpatioTemporalResnet,
-    SpatioTemporalTransformer,
-    check_mixing,
-)
-from mmvideo.models.unet.stages import MidStage, StageParts, run_module
+from mmvideo.models.unet.resnet import ScopedGroupNorm
+from mmvideo.models.unet.spatio_temporal import Mixing
+from mmvideo.models.unet.stages import MidStage, run_module
 from mmvideo.registry import MODELS
 
 
@@ -131,40 +125,25 @@ class VideoUNet(nn.Module):
         down_cross = cross_attention(down_block_types, DOWN_BLOCKS, levels, 'down_block_types')
         up_cross = cross_attention(up_block_types, UP_BLOCKS, levels, 'up_block_types')
         layers = per_level(layers_per_block, levels, 'layers_per_block')
-        heads = per_level(attention_head_dim, levels, 'attention_head_dim')
-        depths = per_level(transformer_layers_per_block, levels, 'transformer_layers_per_block')
         eps = per_stage(norm_eps, levels, 'norm_eps')
         check_motion(widths, motion_module, motion_mid_block)
-        slots = make_slots(motion_module, temporal_slots or {}, norm_num_groups)
-        resnet_class, transformer_class, mixed = _layer_classes(temporal_mixing)
         self.sample_size, self.num_frames = sample_size, num_frames
         self.in_channels, self.out_channels = in_channels, out_channels
         self.block_out_channels = widths
         self.cross_attention_dim = cross_attention_dim
         self.gradient_checkpointing = gradient_checkpointing
 
-        def parts(level: int, cross: bool, eps: float, motion: bool = True) -> StageParts:
-            resnet = partial(
-                resnet_class,
-                time_channels=4 * widths[0],
-                groups=norm_num_groups,
-                eps=eps,
-                norm_scope=resnet_norm_scope,
-                **mixed,
-            )
-            attention = partial(
-                transformer_class,
-                heads=heads[level],
-                context_channels=cross_attention_dim,
-                num_layers=depths[level],
-                groups=norm_num_groups,
-                linear_projection=use_linear_projection,
-                **mixed,
-            )
-            chosen = [slot for slot in slots if cross or not slot.only_with_attention]
-            chosen = [slot for slot in chosen if motion or slot.name != 'motion_modules']
-            return StageParts(resnet, attention if cross else None, chosen)
-
+        plan = LayerPlan(
+            slots=make_slots(motion_module, temporal_slots or {}, norm_num_groups),
+            time_channels=4 * widths[0],
+            context_channels=cross_attention_dim,
+            heads=per_level(attention_head_dim, levels, 'attention_head_dim'),
+            depths=per_level(transformer_layers_per_block, levels, 'transformer_layers_per_block'),
+            groups=norm_num_groups,
+            norm_scope=resnet_norm_scope,
+            linear_projection=use_linear_projection,
+            mixing=temporal_mixing,
+        )
         sizes = TrunkSizes(in_channels, widths[0], 4 * widths[0], cross_attention_dim)
         extra = build_embeddings(embeddings or {}, sizes)
         self.conv_in = nn.Conv2d(
@@ -177,11 +156,11 @@ class VideoUNet(nn.Module):
         self.embedding_names = tuple(extra)
         for name, module in extra.items():
             self.add_module(name, module)
-        down = [parts(i, cross, eps[i]) for i, cross in enumerate(down_cross)]
+        down = [plan.stage(i, cross, eps[i]) for i, cross in enumerate(down_cross)]
         self.down_blocks = down_stages(down, widths, layers)
-        middle = parts(levels - 1, True, eps[levels], motion_mid_block)
+        middle = plan.stage(levels - 1, True, eps[levels], motion_mid_block)
         self.mid_block = MidStage(middle, widths[-1])
-        up = [parts(levels - 1 - i, c, eps[levels + 1 + i]) for i, c in enumerate(up_cross)]
+        up = [plan.stage(levels - 1 - i, c, eps[levels + 1 + i]) for i, c in enumerate(up_cross)]
         self.up_blocks = up_stages(up, widths, layers)
         self.conv_norm_out = ScopedGroupNorm(norm_num_groups, widths[0], eps[-1], resnet_norm_scope)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
@@ -270,14 +249,7 @@ class VideoUNet(nn.Module):
         **others: Any,
     ) -> LayerContext:
         """Time embedded once a clip, text once for all frames."""
-        steps = torch.as_tensor(timestep, device=sample.device)
-        if steps.dim() > 1 or steps.numel() not in (1, sample.shape[0]):
-            raise InputError(
-                f'timestep has shape {tuple(steps.shape)}: expected a number or '
-                f'[{sample.shape[0]}], one for each clip'
-            )
-        wave = timestep_sinusoid(steps.expand(sample.shape[0]), self.block_out_channels[0])
-        time = self.time_embedding(wave.to(sample.dtype))
+        time = self.time_embedding(timestep_wave(timestep, sample, self.block_out_channels[0]))
         time = sum(self._embedded('time', conditions, sample), time)
         tokens = self._embedded('tokens', conditions, sample)
         if tokens:
@@ -318,16 +290,6 @@ class VideoUNet(nn.Module):
         if self.max_frames is not None:
             windows = controls.windows
             check_frames(frames if windows is None else windows.longest, self.max_frames)
-
-
-def _layer_classes(
-    mixing: Mixing | None,
-) -> tuple[type[nn.Module], type[nn.Module], dict[str, Any]]:
-    """The classes of resnets and transformers, and what the mixed ones are told besides."""
-    if mixing is None:
-        return ResnetBlock, SpatialTransformer, {}
-    check_mixing(mixing)
-    return SpatioTemporalResnet, SpatioTemporalTransformer, {'mixing': mixing}
 
 
 def _check_image_only(value: Tensor | None, sample: Tensor) -> None:

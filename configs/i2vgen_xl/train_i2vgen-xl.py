@@ -1,0 +1,51 @@
+# PLACEHOLDER DATA: sprites at 256 px stand in for video clips. This shows I2VGen-XL's recipe and
+# that it runs at this size; real footage needs train_dataloader.dataset.dataset changed.
+# It goes on from the published weights. For the temporal layers alone:
+#   trainable=['temp_convs', 'temp_attentions', 'transformer_in', 'temporal_encoder']
+_base_ = ['i2vgen-xl.py', '../_base_/train.py']
+
+model = dict(
+    unet=dict(gradient_checkpointing=True),
+    trainable=['^unet'],
+    # As published: no caption is dropped. Guidance needs some samples without text and embedding.
+    caption_dropout=0.0,
+    condition_dropout=0.1,
+    noise_offset=0.1,
+    clip_fps=8,
+)
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=4,
+    dataset=dict(
+        type='CachedLatents',
+        dataset=dict(type='SpriteWorld', length=4000, num_frames=16, size=256, paths='varied'),
+        vae={{_base_.model.vae}},
+        cache_dir='work_dirs/i2vgen-xl/cache',
+        num_clips=4000,
+    ),
+    sampler=dict(type='ResumableSampler'),
+    collate_fn=dict(type='default_collate'),
+)
+train_cfg = dict(max_iters=20000)
+optim_wrapper = dict(optimizer=dict(lr=3e-5, weight_decay=0.0))
+param_scheduler = [
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=0, T_max=20000),
+]
+custom_hooks = [
+    dict(type='NonFiniteGuard'),
+    dict(type='EMAHook', decay=0.9999),
+    dict(
+        type='SampleHook',
+        interval=2000,
+        arguments=dict(
+            prompt='a red fish moving left on the sea',
+            image='package://sprites/examples/fish.png',
+            height=256,
+            width=256,
+            target_fps=8,
+            num_inference_steps=25,
+            seed=0,
+        ),
+    ),
+    dict(type='ExportHook', dtype='float16'),
+]

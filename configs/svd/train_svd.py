@@ -1,0 +1,49 @@
+# PLACEHOLDER DATA: sprites at 256 px stand in for video clips. This shows SVD's objective and that
+# it runs at this size; real footage needs train_dataloader.dataset.dataset changed.
+# It goes on from the published weights; the whole denoiser is trained.
+_base_ = ['svd.py', '../_base_/train.py']
+
+model = dict(
+    unet=dict(gradient_checkpointing=True),
+    trainable=['^unet'],
+    # Of the logarithm of the noise level; SVD-XT's were mean 1.0.
+    sigma_mean=0.7,
+    sigma_std=1.6,
+    augmentation_mean=-3.0,
+    augmentation_std=0.5,
+    condition_dropout=0.1,
+    train_fps=7,
+    train_motion_bucket_id=127,
+)
+train_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    dataset=dict(
+        type='CachedLatents',
+        dataset=dict(type='SpriteWorld', length=4000, num_frames=14, size=256, paths='varied'),
+        vae={{_base_.model.vae}},
+        cache_dir='work_dirs/svd/cache',
+        num_clips=4000,
+        first_frame=True,
+    ),
+    sampler=dict(type='ResumableSampler'),
+    collate_fn=dict(type='default_collate'),
+)
+train_cfg = dict(max_iters=10000)
+optim_wrapper = dict(accumulative_counts=8, optimizer=dict(lr=1e-5))
+custom_hooks = [
+    dict(type='NonFiniteGuard'),
+    dict(type='EMAHook', decay=0.9999),
+    dict(
+        type='SampleHook',
+        interval=1000,
+        arguments=dict(
+            image='package://sprites/examples/fish.png',
+            height=256,
+            width=256,
+            video_length=14,
+            seed=0,
+        ),
+    ),
+    dict(type='ExportHook', dtype='float16'),
+]

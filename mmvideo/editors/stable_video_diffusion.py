@@ -1,0 +1,382 @@
+"""Stable Video Diffusion: a picture becomes a clip, without any text (Blattmann et al. 2023).
+
+N batch, C channels, T frames, H W latent size, D width of the picture's token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmvideo.checkpoints.save import save_scheduler
+from mmvideo.diffusion.edm import noised
+from mmvideo.editors.clip_request import (
+    NUM_FRAMES,
+    ClipRequest,
+    as_list,
+    read_call,
+    size_of,
+)
+from mmvideo.editors.denoising import Schedule
+from mmvideo.editors.facts import SAMPLE_SIZE, Facts, read_facts
+from mmvideo.editors.parts import build_unet, weight_files
+from mmvideo.editors.picture_training import PictureTraining
+from mmvideo.editors.preprocessor import build_preprocessor
+from mmvideo.editors.prompts import PromptTrack
+from mmvideo.editors.request import Request, Sample, check_seeds, check_size, make_samples
+from mmvideo.errors import ConfigError, InputError
+from mmvideo.models.borrowed import decode_clip
+from mmvideo.models.conditioning.clip_picture import clip_input
+from mmvideo.models.conditioning.image import open_rgb
+from mmvideo.registry import MODELS, SCHEDULERS
+
+
+@MODELS.register_module()
+class StableVideoDiffusion(PictureTraining):
+    """A denoiser that sees the picture as a CLIP token and, with little noise, beside every frame.
+
+    Args:
+        vae: config of ``AutoencoderKLTemporalDecoder``.
+        image_encoder: config of ``CLIPVisionModelWithProjection``.
+        unet: config of ``VideoUNet`` with ``temporal_mixing``.
+        scheduler: config of ``EulerDiscreteScheduler``, continuous and with v-prediction.
+        trainable: regular expressions over parameter names (``^unet``,
+            ``temporal_transformer_blocks``); a parameter is trained when one matches.
+        sigma_mean: of the logarithm of training's noise levels. (SVD-XT was trained with 1.0.)
+        sigma_std: likewise, the standard deviation.
+        augmentation_mean: of the logarithm of the strength of noise on training's pictures.
+        augmentation_std: likewise, the standard deviation.
+        condition_dropout: probability, per sample, of each of three ways to train without a
+            condition: without the token, without the picture's latent, without both.
+        train_fps: frames a second of clips whose data set gives no ``fps``.
+        train_motion_bucket_id: of clips whose data set gives no ``motion_bucket_id``.
+        predict: arguments of ``infer`` when a runner tests or validates.
+        data_preprocessor: see ``VideoPreprocessor``.
+    """
+
+    _OPTIONS = ('windows',)
+    part_registries = {
+        'vae': 'MODELS',
+        'image_encoder': 'MODELS',
+        'unet': 'MODELS',
+        'scheduler': 'SCHEDULERS',
+    }
+
+    def __init__(
+        self,
+        vae: dict,
+        image_encoder: dict,
+        unet: dict,
+        scheduler: dict,
+        trainable: Sequence[str] = (),
+        sigma_mean: float = 0.7,
+        sigma_std: float = 1.6,
+        augmentation_mean: float = -3.0,
+        augmentation_std: float = 0.5,
+        condition_dropout: float = 0.1,
+        train_fps: float = 7,
+        train_motion_bucket_id: float = 127,
+        predict: dict | None = None,
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        super().__init__(build_preprocessor(data_preprocessor))
+        self._set_training(
+            sigma_mean=sigma_mean,
+            sigma_std=sigma_std,
+            augmentation_mean=augmentation_mean,
+            augmentation_std=augmentation_std,
+            condition_dropout=condition_dropout,
+            train_fps=train_fps,
+            train_motion_bucket_id=train_motion_bucket_id,
+        )
+        self._parts = dict(vae=vae, image_encoder=image_encoder, unet=unet)
+        weight_files(self._parts)  # a missing file is found before another is read
+        self.scheduler = SCHEDULERS.build(scheduler)
+        _check_scheduler(self.scheduler.config)
+        unet_ = build_unet(unet)
+        self.vae = MODELS.build(vae)
+        self.image_encoder = MODELS.build(image_encoder)
+        self.unet = unet_  # last, as its place says where its optimizer state is
+        self._check_parts()
+        self.predict_arguments = dict(predict or {})
+        self.set_trainable(trainable)
+
+    # Parts ------------------------------------------------------------------------------------
+
+    def _check_parts(self) -> None:
+        unet, channels = self.unet, self.vae.config.latent_channels
+        if 'add_embedding' not in unet.embedding_names or unet.in_channels != 2 * channels:
+            raise ConfigError(
+                f'model.unet: it takes {unet.in_channels} channels and the conditions '
+                f'{list(unet.embedding_names)}: expected {2 * channels} channels and '
+                "'add_embedding', a denoiser of Stable Video Diffusion."
+            )
+        width = self.image_encoder.config.projection_dim
+        if width != unet.cross_attention_dim:
+            raise ConfigError(
+                f'model.image_encoder: projection_dim={width}, but model.unet has '
+                f'cross_attention_dim={unet.cross_attention_dim}.'
+            )
+
+    def weight_files(self) -> list[Path]:
+        """The files that the weights came from, for a recipe to name."""
+        return weight_files(self._parts)
+
+    def _facts(self) -> Facts:
+        size = self.unet.sample_size or SAMPLE_SIZE
+        return Facts(
+            vae_scale=self.vae_scale,
+            latent_channels=self.vae.config.latent_channels,
+            sample_size=size if isinstance(size, int) else size[0],
+            max_frames=self.unet.max_frames,
+            levels=len(self.unet.down_blocks),
+            num_frames=self.unet.num_frames,
+        )
+
+    # Sampling ---------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        image: Any,
+        video_length: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 25,
+        min_guidance_scale: float = 1.0,
+        max_guidance_scale: float = 3.0,
+        fps: float = 7,
+        motion_bucket_id: float = 127,
+        noise_aug_strength: float = 0.02,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        num_videos_per_prompt: int = 1,
+        decode_chunk_size: int = 8,
+        callback: Callable | None = None,
+        *,
+        guidance_scale: Any = None,
+        sigmas: Sequence[float] | None = None,
+        windows: dict[str, Any] | int | None = None,
+        output_type: str = 'video',
+    ) -> dict[str, Any]:
+        """Animate pictures.
+
+        Args:
+            image: a path, PIL image, uint8 array [H, W, 3] or float tensor [3, H, W] in [0, 1]; a
+                list of them for several samples.
+            video_length: frames; None is the model's own (14 for SVD, 25 for SVD-XT).
+            height: pixels, a multiple of 8. With neither ``height`` nor ``width`` the clip has
+                the picture's shape and as many pixels as in training; an edge that is not given
+                is rounded to a multiple of 64, as in training. The picture is scaled to cover the
+                clip and cut at the centre, so nothing is distorted.
+            width: pixels, likewise.
+            num_inference_steps: noise levels.
+            min_guidance_scale: guidance of the first frame, from which it goes in even steps
+            max_guidance_scale: to that of the last.
+            fps: frames a second, at least 1.
+            motion_bucket_id: 0 to 255; more is more motion.
+            noise_aug_strength: noise on the picture; more is less like it, and more motion.
+            seed: of the first sample, the others count on; or one each.
+            generator: CPU generators in place of seeds.
+            latents: noise [N, C, T, H, W] of unit variance in place of drawn.
+            num_videos_per_prompt: samples for each picture.
+            decode_chunk_size: frames that a layer of the decoder sees at once; it changes memory
+                and time, not the pictures.
+            callback: called as ``(steps done, steps, latents)``.
+            guidance_scale: in place of the two: a number, one for each frame, or keyframes.
+            sigmas: noise levels in place of the scheduler's, falling to a last 0.
+            windows: for clips longer than the model's: ``dict(length=14, overlap=4)`` or a length.
+            output_type: ``'video'``, or ``'latent'`` for what ``decode`` takes.
+
+        Returns:
+            ``dict(samples=...)``: float in [0, 1], [N, 3, T, H, W], on the CPU; or ``latents``.
+
+        Raises:
+            InputError: naming the argument, before anything is computed.
+        """
+        arguments = dict(
+            image=image,
+            video_length=video_length,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            min_guidance_scale=min_guidance_scale,
+            max_guidance_scale=max_guidance_scale,
+            fps=fps,
+            motion_bucket_id=motion_bucket_id,
+            noise_aug_strength=noise_aug_strength,
+            decode_chunk_size=decode_chunk_size,
+            guidance_scale=guidance_scale,
+            sigmas=sigmas,
+            windows=windows,
+            output_type=output_type,
+        )
+        request, pictures = read_call(arguments, self._facts())
+        request.samples = make_samples(
+            '', None, num_videos_per_prompt, seed, generator, latents, repeat=len(pictures)
+        )
+        for item in request.samples:
+            item.extras['picture'] = pictures[item.index // num_videos_per_prompt]
+        self._check_latents(request)
+        return self._infer(request, callback)
+
+    @classmethod
+    def check(cls, model: dict, arguments: dict) -> None:
+        """Refuse arguments of ``infer`` that cannot work, from the config alone.
+
+        Args:
+            model: ``cfg.model``.
+            arguments: what ``infer`` will be called with.
+
+        Raises:
+            InputError: naming the argument, its value and what was expected.
+        """
+        for name in ('prompt', 'negative_prompt'):
+            if arguments.get(name) is not None:
+                raise InputError(
+                    f'{name}={arguments[name]!r}: {cls.__name__} takes no text; the picture alone '
+                    'says what is seen.'
+                )
+        known = cls.check_names(arguments)
+        values = {k: p.default for k, p in known.items() if p.default is not p.empty}
+        values |= arguments
+        check_seeds(values['seed'])
+        read_call(values, read_facts(model))
+
+    @classmethod
+    def complete(cls, model: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``LatentEditor.complete``: the number of frames, and the size of the clip."""
+        facts, filled = read_facts(model), {}
+        if arguments.get('video_length') is None:
+            filled['video_length'] = facts.num_frames or NUM_FRAMES
+        edges = {name: arguments.get(name) for name in ('height', 'width')}
+        for name, edge in edges.items():
+            if edge is not None:
+                check_size(name, edge, facts.vae_scale)
+        if arguments.get('image') is not None and None in edges.values():
+            picture = open_rgb(as_list(arguments['image'])[0])
+            filled['height'], filled['width'] = size_of(picture, **edges, facts=facts)
+        return filled
+
+    @torch.no_grad()
+    def _infer(self, request: Request, callback: Callable | None) -> dict[str, Tensor]:
+        assert isinstance(request, ClipRequest)
+        strength = torch.tensor([request.noise_aug_strength])
+        for item in request.samples:
+            picture = item.extras['picture'][None]
+            # The official order of random draws: the picture's noise, then the clip's.
+            noise = torch.randn(picture.shape, generator=item.generator)
+            item.extras['latent'] = self._picture_latents(picture, noise, strength)[0]
+            item.extras['token'] = self._embed(picture)[0]
+        return super()._infer(request, callback)
+
+    def _groups(self, request: Request) -> list[list[Sample]]:
+        return [request.samples]
+
+    def _drawn(self, item: Sample, request: Request) -> Tensor:
+        channels, *rest = self._noise_shape(request)
+        # Frame by frame, as the official code draws.
+        noise = torch.randn(rest[0], channels, *rest[1:], generator=item.generator)
+        return noise.transpose(0, 1)
+
+    def _schedule(self, steps: int, request: Request) -> Schedule:
+        assert isinstance(request, ClipRequest)
+        scheduler = copy.deepcopy(self.scheduler)
+        if request.sigmas is None:
+            scheduler.set_timesteps(steps)
+        else:
+            scheduler.set_timesteps(sigmas=list(request.sigmas))
+        return Schedule(scheduler, scheduler.timesteps)
+
+    def _context(self, group: list[Sample], guided: bool, request: Request) -> PromptTrack:
+        """The pictures' tokens [rows, 1, D]; zeros without guidance's condition."""
+        tokens = torch.stack([item.extras['token'] for item in group]).to(self.dtype)
+        rows = [item.prompt for item in group]
+        if guided:
+            tokens, rows = torch.cat([torch.zeros_like(tokens), tokens]), rows * 2
+        return PromptTrack(tokens, rows, request.num_frames)
+
+    def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
+        """The pictures' latents [rows, C, 1, H, W]."""
+        latents = torch.stack([item.extras['latent'] for item in group])[:, :, None]
+        latents = latents.to(self.device, self.dtype)
+        return torch.cat([torch.zeros_like(latents), latents]) if guided else latents
+
+    def _conditions(
+        self, group: list[Sample], request: Request, extra: Any, guided: bool
+    ) -> dict[str, Tensor] | None:
+        assert isinstance(request, ClipRequest)
+        rows = len(group) * (2 if guided else 1)
+        ids = torch.tensor(request.time_ids, dtype=torch.float32, device=self.device)
+        return {'added_time_ids': ids.expand(rows, -1)}
+
+    def _model_input(self, latents: Tensor, extra: Any, frames: Tensor | None) -> Tensor:
+        return torch.cat([latents, extra.expand(-1, -1, latents.shape[2], -1, -1)], dim=1)
+
+    @torch.no_grad()
+    def _embed(self, pictures: Tensor) -> Tensor:
+        """[N, 3, height, width] in [-1, 1] to tokens [N, 1, D]."""
+        encoder = self.image_encoder
+        pixels = clip_input(pictures.to(encoder.device), encoder.config.image_size)
+        return encoder(pixels.to(encoder.dtype)).image_embeds[:, None]
+
+    @torch.no_grad()
+    def _picture_latents(self, pictures: Tensor, noise: Tensor, strength: Tensor) -> Tensor:
+        """Noisy pictures as latents [N, C, H, W], the most likely, not scaled: as in training."""
+        noisy = noised(pictures, noise, strength)
+        with _upcast(self.vae):
+            noisy = noisy.to(self.vae.device, self.vae.dtype)
+            return self.vae.encode(noisy).latent_dist.mode().float()
+
+    def decode(self, latents: Tensor, chunk_size: int = 8) -> Tensor:
+        """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, as whole clips."""
+        clips = []
+        for clip in latents.split(1):
+            clip = clip.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
+            pixels = decode_clip(self.vae, clip, chunk_size)
+            clips.append(pixels.float().add(1).div(2).clamp(0, 1).cpu())
+        return torch.cat(clips)
+
+    def train(self, mode: bool = True) -> StableVideoDiffusion:
+        """Training mode for the denoiser; VAE and image encoder stay as they are."""
+        super().train(mode)
+        self.image_encoder.eval()
+        return self
+
+    # Export -----------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
+        """Write the denoiser, where it is trained, in the hub's layout below ``folder``."""
+        folder = Path(folder)
+        if any(p.requires_grad for p in self.unet.parameters()):
+            self._save_unet(folder, dtype)
+            save_scheduler(folder / 'scheduler', self.scheduler)
+
+
+def _check_scheduler(config: Any) -> None:
+    wanted = dict(prediction_type='v_prediction', timestep_type='continuous')
+    for key, value in wanted.items():
+        if config.get(key) != value:
+            raise ConfigError(
+                f'model.scheduler: {key}={config.get(key)!r}, but Stable Video Diffusion needs '
+                f'{value!r} (EulerDiscreteScheduler).'
+            )
+
+
+@contextlib.contextmanager
+def _upcast(vae: Any) -> Iterator[None]:
+    """In float32 where the VAE says that float16 overflows its encoder."""
+    needed = vae.dtype == torch.float16 and bool(vae.config.force_upcast)
+    if needed:
+        vae.float()
+    try:
+        yield
+    finally:
+        if needed:
+            vae.half()

@@ -1,0 +1,47 @@
+# A Stable Video Diffusion with random weights, small enough to run in a second.
+model = dict(
+    type='StableVideoDiffusion',
+    vae=dict(
+        type='AutoencoderKLTemporalDecoder',
+        down_block_types=('DownEncoderBlock2D',) * 2,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        sample_size=16,
+    ),
+    image_encoder=dict(
+        type='CLIPVisionModelWithProjection',
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+    ),
+    scheduler=dict(
+        type='EulerDiscreteScheduler',
+        prediction_type='v_prediction',
+        timestep_type='continuous',
+        timestep_spacing='leading',
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+    ),
+    unet=dict(
+        type='VideoUNet',
+        sample_size=8,
+        in_channels=8,
+        block_out_channels=(32, 64),
+        down_block_types=('CrossAttnDownBlockSpatioTemporal', 'DownBlockSpatioTemporal'),
+        up_block_types=('UpBlockSpatioTemporal', 'CrossAttnUpBlockSpatioTemporal'),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        temporal_mixing='learned_with_images',
+        embeddings=dict(add_embedding=dict(type='TimeIdsEmbedding', channels=8)),
+        num_frames=3,
+    ),
+)
+infer = dict(image='tiny.png', num_inference_steps=2, seed=0)
