@@ -21,7 +21,6 @@ infer = dict(
     width=64,
     video_length=16,
     motion_scale=2,
-    strength=0.85,
     num_inference_steps=25,
     guidance_scale=3.0,
     seed=0,
