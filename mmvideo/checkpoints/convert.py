@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmvideo.checkpoints.control import describe_control
 from mmvideo.checkpoints.layouts import (
     LORA_FAMILIES,
     LORA_LAYOUTS,
@@ -27,6 +28,7 @@ from mmvideo.checkpoints.layouts import (
 )
 from mmvideo.checkpoints.layouts.ldm import LAYOUTS as LDM_LAYOUTS
 from mmvideo.checkpoints.layouts.ldm import diffusers_to_ldm, ldm_to_diffusers, sort_ldm
+from mmvideo.checkpoints.layouts.lora import stated_alpha
 from mmvideo.checkpoints.layouts.svd import LAYOUTS as SVD_LAYOUTS
 from mmvideo.checkpoints.layouts.svd import (
     describe_svd,
@@ -185,31 +187,8 @@ def _sparsectrl(opened: Opened, found: Identity, target: str) -> Translation:
         tensors = SPARSECTRL.to_theirs(opened.tensors)
         return Translation(found.family, target, (Piece(tensors),))
     ours = SPARSECTRL.to_ours(opened.tensors)
-    return Translation(found.family, target, (Piece(ours, config=_sparsectrl_config(ours, found)),))
-
-
-def _sparsectrl_config(ours: Mapping[str, Tensor], found: Identity) -> dict[str, Any]:
-    simple = found.family == 'sparsectrl_rgb'
-    embedding = 'controlnet_cond_embedding.'
-    first = ours[embedding + ('weight' if simple else 'conv_in.weight')]
-    config: dict[str, Any] = {
-        '_class_name': 'SparseControlNetModel',
-        'in_channels': ours['conv_in.weight'].shape[1],
-        'conditioning_channels': first.shape[1] - 1,  # the mask is concatenated
-        'block_out_channels': list(found.widths),
-        'cross_attention_dim': ours[
-            'mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight'
-        ].shape[1],
-        'motion_max_seq_length': found.positions,
-        'concat_conditioning_mask': True,
-        'use_simplified_condition_embedding': simple,
-    }
-    if not simple:
-        names = [f'{embedding}blocks.{i}.weight' for i in (0, 2, 4)]
-        last = ours[embedding + 'conv_out.weight'].shape[1]
-        widths = [ours[name].shape[0] for name in names]
-        config['conditioning_embedding_out_channels'] = [*widths, last]
-    return config
+    config = describe_control(ours, opened.source)
+    return Translation(found.family, target, (Piece(ours, config=config),))
 
 
 def _lora(opened: Opened, found: Identity, target: str) -> Translation:
@@ -275,10 +254,9 @@ def _stated_alphas(opened: Opened, ours: Mapping[str, Tensor]) -> dict[str, Tens
         part, _, path = layer.partition('.')
         said = {k.removeprefix(part + '.'): v for k, v in flat.items() if k.startswith(part + '.')}
         said = said or opened.config
-        alpha = (said.get('alpha_pattern') or {}).get(path, said.get('lora_alpha'))
+        alpha = stated_alpha(said, path, value.shape[0])
         if alpha is not None:
-            stabilised = value.shape[0] ** 0.5 if said.get('use_rslora') else 1
-            found[f'{layer}.alpha'] = torch.tensor(alpha * stabilised, dtype=kind)
+            found[f'{layer}.alpha'] = torch.tensor(alpha, dtype=kind)
     return found
 
 

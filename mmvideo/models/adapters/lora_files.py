@@ -8,7 +8,6 @@ metadata`` of a safetensors header (diffusers), or the ``adapter_config.json`` b
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from mmvideo.checkpoints.files import read_json, read_metadata, read_tensors
 from mmvideo.checkpoints.layouts import lora_to_ours, split_lora_key
+from mmvideo.checkpoints.layouts.lora import stated_alpha
 from mmvideo.errors import WeightsError
 from mmvideo.models.adapters.low_rank import Pair
 
@@ -73,19 +73,5 @@ def _pair(layer: str, found: Mapping[str, Tensor], stated: Mapping[str, Mapping]
     if 'alpha' in found:
         alpha: float | None = float(found['alpha'])
     else:
-        alpha = _stated_alpha(stated.get(part, {}), path, down.shape[0])
+        alpha = stated_alpha(stated.get(part, {}), path, down.shape[0])
     return Pair(down, up, alpha, mid)
-
-
-def _stated_alpha(config: Mapping[str, Any], layer: str, rank: int) -> float | None:
-    """PEFT's rule: an entry of ``alpha_pattern`` before ``lora_alpha``; rsLoRA divides by sqrt(r).
-
-    The result is for a division by the rank.
-    """
-    alpha = config.get('lora_alpha')
-    for pattern, value in (config.get('alpha_pattern') or {}).items():
-        if re.fullmatch(rf'(?:.*\.)?(?:{re.escape(pattern)})', layer):
-            alpha = value
-    if alpha is None:
-        return None
-    return float(alpha) * (rank**0.5 if config.get('use_rslora') else 1.0)
