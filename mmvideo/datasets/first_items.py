@@ -37,4 +37,4 @@ class FirstItems(Dataset):
         """Item ``index`` of the dataset, from the end of these where it is negative."""
         if not -self.count <= index < self.count:
             raise IndexError(f'item {index} of {self.count}')
-        return self.dataset[index % self.count]
+        return self.dataset[index if index >= 0 else index % self.count]
