@@ -207,11 +207,10 @@ def test_whole_words_in_any_case_the_longest_first() -> None:
 # Errors -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('layout', ['original pt', 'original pt before archives'])
-def test_vectors_in_a_parameter_dict(tmp_path: Path, layout: str) -> None:
+def test_vectors_in_a_parameter_dict(tmp_path: Path) -> None:
     """As the first trainer writes them; other programs read such files unsafely or not at all."""
     value = vectors(3)
-    path = write(tmp_path, layout, value)
+    path = write(tmp_path, 'original pt', value)
     word, found = read_vectors(path)
     assert word == 'my-cat' and torch.equal(found, value) and not found.requires_grad
     assert recognise(read_tensors(path)) == 'textual_inversion'
@@ -227,6 +226,9 @@ def test_a_parameter_dict_that_holds_no_parameters_is_refused(tmp_path: Path) ->
     torch.save(dict(string_to_param=torch.nn.Linear(2, 2)), tmp_path / 'b.pt')
     with pytest.raises(WeightsError, match='refused'):
         read_vectors(tmp_path / 'b.pt')
+    # Before archives such an object came with the source code of its class.
+    with pytest.raises(WeightsError, match='refused'):
+        read_vectors(write(tmp_path, 'original pt before archives', vectors(1)))
 
 
 def test_files_that_are_no_textual_inversion(tmp_path: Path) -> None:
