@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Train the whole sprite family: VAE, text to image, motion modules, PIA, personalised model."""
+"""Train the whole sprite family: VAE, text to image, motion modules, PIA, personalised model,
+Stable Video Diffusion, I2VGen-XL."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ examples:
   python tools/infer.py configs/sprites/pia_sprites.py --cfg-options \\
       model.motion_module.from_pretrained=work_dirs/sprites/weights
 """
-STAGES = ('vae', 't2i_near', 't2i', 'animatediff_centred', 'animatediff', 'pia', 'neon')
+STAGES = (
+    *('vae', 't2i_near', 't2i', 'animatediff_centred', 'animatediff', 'pia', 'neon'),
+    *('svd_vae', 'svd', 'i2vgen-xl'),
+)
 
 
 def parse_args() -> argparse.Namespace:
