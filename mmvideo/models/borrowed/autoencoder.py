@@ -99,6 +99,8 @@ def build_temporal_vae(
         return _build(name, from_pretrained, where, dtype, keys)
     if from_pretrained is not None:
         raise ConfigError(f'{name} takes from_pretrained or image_weights, not both')
+    if not image_weights.get('from_pretrained'):
+        raise ConfigError(f'{name}: image_weights needs from_pretrained')
     picture = build_vae(**{k: v for k, v in image_weights.items() if k != 'type'})
     shared = {key: picture.config[key] for key in _SHARED}
     vae = _build(name, None, {}, dtype, shared | keys)
