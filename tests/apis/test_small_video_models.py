@@ -6,6 +6,7 @@ what the one before it left, in one process; then the configs that animate read 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ SCRIPT = """
 import shutil, sys
 from pathlib import Path
 from mmvideo.apis.inferencer import VideoInferencer
-from mmvideo.apis.train import train
+from mmvideo.apis.train import test, train
 from mmvideo.config import parse_cfg_options
 from mmvideo.shipped import shipped_path
 
@@ -48,6 +49,11 @@ for config, names in parts.items():
     arguments = {frames: 3, 'num_inference_steps': 2}
     VideoInferencer(configs / config, device='cpu', cfg_options=options)(
         f'{Path(config).stem}.gif', **arguments)
+    SHORT = [f'model.{name}.from_pretrained=family' for name in names]
+    SHORT += [f'test_dataloader.{key}' for key in
+              ('batch_size=2', 'dataset.length=2', 'dataset.num_frames=3')]
+    SHORT += [f'model.predict.{name}={value}' for name, value in arguments.items()]
+    test(configs / config, 'work/test', cfg_options=SHORT, out=f'{Path(config).stem}.json')
 """
 
 
@@ -76,3 +82,13 @@ def test_each_training_leaves_what_the_next_config_reads(trained: Path) -> None:
     for name in ('svd_sprites', 'i2vgen-xl_sprites'):
         with Image.open(trained / f'{name}.gif') as clip:
             assert clip.size == (64, 64) and clip.n_frames == 3
+
+
+def test_each_is_measured(trained: Path) -> None:
+    figures = {}
+    for name in ('svd_sprites', 'i2vgen-xl_sprites'):
+        figures[name] = json.loads((trained / f'{name}.json').read_text())
+        assert {'sprites/direction', 'sprites/condition_frame_psnr', 'sprites/object',
+                'sprites/lost'} <= set(figures[name])  # fmt: skip
+    # It sees the picture beside every frame, but three steps do not teach it to keep it.
+    assert all(5 < found['sprites/condition_frame_psnr'] < 40 for found in figures.values())
