@@ -100,6 +100,7 @@ def test_what_does_not_fit_is_refused(
 # --- the decoder --------------------------------------------------------------------------------
 
 VAE = dict(
+    layers_per_block=2,  # as many in its middle, which an image VAE always has two of
     block_out_channels=(8, 16),
     down_block_types=('DownEncoderBlock2D',) * 2,
     up_block_types=('UpDecoderBlock2D',) * 2,
