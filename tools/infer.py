@@ -240,7 +240,14 @@ def run(args: argparse.Namespace) -> None:
             spent = duration(time.monotonic() - start)
             print(f'{path}: {size(path.stat().st_size)} after {spent}', flush=True)
 
-    inferencer(args.out, args.fps, progress=not args.quiet, on_file=report, **arguments)
+    inferencer(
+        args.out,
+        args.fps,
+        progress=not args.quiet,
+        on_file=report,
+        return_samples=False,
+        **arguments,
+    )
 
 
 def main() -> int:

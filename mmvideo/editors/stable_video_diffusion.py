@@ -336,12 +336,22 @@ class StableVideoDiffusion(PictureTraining):
 
     def decode(self, latents: Tensor, chunk_size: int = 8) -> Tensor:
         """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, as whole clips."""
-        clips = []
-        for clip in latents.split(1):
-            clip = clip.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-            pixels = decode_clip(self.vae, clip, chunk_size)
-            clips.append(pixels.float().add(1).div(2).clamp(0, 1).cpu())
-        return torch.cat(clips)
+        clips = [
+            torch.cat(list(self.decode_chunks(c.transpose(0, 1), chunk_size))) for c in latents
+        ]
+        return torch.stack(clips).transpose(1, 2).contiguous()
+
+    @torch.no_grad()
+    def decode_chunks(self, frames: Tensor, chunk_size: int = 8) -> Iterator[Tensor]:
+        """Latents [T, C, H, W] of one clip to pictures [t, 3, H, W] in its order.
+
+        The decoder's norms see the whole clip, so with each layer all its frames go through the
+        memory of the VAE's device; only the pictures are given in parts.
+        """
+        clip = frames.transpose(0, 1)[None].to(self.vae.device, self.vae.dtype)
+        pixels = decode_clip(self.vae, clip / self.vae.config.scaling_factor, chunk_size)[0]
+        for part in pixels.split(chunk_size, dim=1):
+            yield part.transpose(0, 1).float().add(1).div(2).clamp(0, 1).cpu()
 
     def train(self, mode: bool = True) -> StableVideoDiffusion:
         """Training mode for the denoiser; VAE and image encoder stay as they are."""

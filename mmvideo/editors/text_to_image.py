@@ -41,11 +41,12 @@ class TextToImage(LatentDiffusion):
         ip_adapter_image_embeds: Any = None,
         clip_skip: int | None = None,
         free_u: dict[str, Any] | bool | None = None,
+        output_type: str = 'video',
     ) -> dict[str, Any]:
         """Draw pictures; arguments as ``AnimateDiff.infer``.
 
         Returns:
-            ``dict(samples=...)``: float in [0, 1], [N, C, 1, H, W], on the CPU.
+            ``dict(samples=...)``: float in [0, 1], [N, C, 1, H, W], on the CPU; or ``latents``.
         """
         request = Request(
             samples=make_samples(
@@ -58,6 +59,7 @@ class TextToImage(LatentDiffusion):
             options=self._options(1, guidance_scale=guidance_scale, free_u=free_u),
             eta=eta,
             decode_chunk_size=decode_chunk_size,
+            output_type=output_type,
             clip_skip=clip_skip,
             image_prompts=ImagePrompts(
                 ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
