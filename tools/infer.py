@@ -25,6 +25,7 @@ examples:
   python tools/infer.py CONFIG --sparse-control v3_sd15_sparsectrl_scribble.ckpt \\
       --control-video sketch.png
   python tools/infer.py CONFIG --num-frames 64 --windows 16 --dry-run
+  python tools/infer.py CONFIG --offload model --vae-tiling 256 --decode-chunk 4
   python tools/infer.py CONFIG --prompt "$(printf '0: a lake in spring\\n8: a lake in winter')"
   python tools/infer.py outputs/pia_sprites.mp4                  the same frames again
   python tools/infer.py outputs/pia_sprites.mp4 --seed 7         its settings, another seed
@@ -132,6 +133,12 @@ def parse_args() -> argparse.Namespace:
     add = how.add_argument
     add('--device', metavar='D', help='cpu, cuda, cuda:1, mps; default: a GPU if there is one')
     add('--dtype', metavar='T', help='float32, bfloat16 or float16')
+    add('--offload', choices=('model', 'group', 'sequential'),
+        help='weights wait in main memory; a part, stage or layer at a time comes')  # fmt: skip
+    add('--vae-tiling', nargs='?', type=count, const=True, metavar='PIXELS',
+        help='large pictures go through the VAE in tiles of this size')  # fmt: skip
+    add('--vae-slicing', action='store_true', help='and one after the other')
+    add('--decode-chunk', type=count, metavar='N', help='frames that are decoded at once')
     add('--lora', action='append', type=adapter('LoRA'), default=[], metavar='FILE[:SCALE]',
         help='a LoRA for this call; repeat it for more')  # fmt: skip
     add('--ip-adapter', action='append', type=adapter('IPAdapter'), default=[],
@@ -177,6 +184,7 @@ def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
         'strength': args.strength,
         'clip_skip': args.clip_skip,
         'ip_adapter_image': args.ip_adapter_image,
+        'decode_chunk_size': args.decode_chunk,
         'height': args.height,
         'width': args.width,
     }
@@ -192,6 +200,19 @@ def given_clip(args: argparse.Namespace) -> Any:
 
         raise InputError('--video-start and --video-stride are about a clip: give it with --video')
     return dict(clip=args.video, **said) if said else args.video
+
+
+def memory_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the model that the command line's flags about memory stand for."""
+    options: dict[str, Any] = {}
+    if args.offload:
+        options['model.offload'] = args.offload
+    if args.vae_tiling:
+        whole = args.vae_tiling is True
+        options['model.vae_tiling'] = True if whole else dict(tile=args.vae_tiling)
+    if args.vae_slicing:
+        options['model.vae_slicing'] = True
+    return options
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -220,7 +241,7 @@ def run(args: argparse.Namespace) -> None:
         args.config,
         device=args.device,
         dtype=args.dtype,
-        cfg_options=parse_cfg_options(args.cfg_options),
+        cfg_options={**parse_cfg_options(args.cfg_options), **memory_options(args)},
         allow_other_weights=args.allow_other_weights,
         adapters=[*args.lora, *args.motion_lora, *args.ip_adapter],
         controls=[*args.control, *args.sparse_control],

@@ -201,8 +201,15 @@ class VideoInferencer:
                 kept = [i for i, path in enumerate(self._weight_paths) if path not in added]
                 paths = [self._weight_paths[i] for i in kept]
                 check_weights(self.recipe['weights'], [weights[i] for i in kept], paths)
-            self._editor = editor.to(device=self.device, dtype=self.dtype).eval()
+            self._editor = self._placed(editor.eval())
         return self._editor
+
+    def _placed(self, editor: Any) -> Any:
+        mode = getattr(editor, 'offload_mode', None)
+        if mode is None:
+            return editor.to(device=self.device, dtype=self.dtype)
+        editor.to(dtype=self.dtype).offload(mode, self.device)
+        return editor
 
     def _note_weights(self, editor: Any) -> list[dict[str, Any]]:
         """Entries of the recipe for the files that the editor was made of; hashed once."""
@@ -273,6 +280,7 @@ class VideoInferencer:
             'threads': self._thread_count(),
         }
         model = self.cfg.model.to_dict()
+        model.pop('offload', None)  # a matter of the machine, which changes no value
         adapters: list[dict] = getattr(editor, 'adapter_configs', list)()
         if adapters:
             model['adapters'] = adapters  # as they are now, not as the config began
