@@ -9,7 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from mmvideo.apis.inferencer import VideoInferencer
+    from mmvideo.apis.memory import Switches
 
 EXAMPLES = """
 examples:
@@ -25,6 +29,7 @@ examples:
   python tools/infer.py CONFIG --sparse-control v3_sd15_sparsectrl_scribble.ckpt \\
       --control-video sketch.png
   python tools/infer.py CONFIG --num-frames 64 --windows 16 --dry-run
+  python tools/infer.py CONFIG --max-memory 6GiB
   python tools/infer.py CONFIG --offload model --vae-tiling 256 --decode-chunk 4
   python tools/infer.py CONFIG --prompt "$(printf '0: a lake in spring\\n8: a lake in winter')"
   python tools/infer.py outputs/pia_sprites.mp4                  the same frames again
@@ -138,6 +143,8 @@ def parse_args() -> argparse.Namespace:
     add('--vae-tiling', nargs='?', type=count, const=True, metavar='PIXELS',
         help='large pictures go through the VAE in tiles of this size')  # fmt: skip
     add('--vae-slicing', action='store_true', help='and one after the other')
+    add('--max-memory', metavar='SIZE',
+        help='choose these so that it should suffice, such as 6GiB; see doctor.py')  # fmt: skip
     add('--decode-chunk', type=count, metavar='N', help='frames that are decoded at once')
     add('--lora', action='append', type=adapter('LoRA'), default=[], metavar='FILE[:SCALE]',
         help='a LoRA for this call; repeat it for more')  # fmt: skip
@@ -231,22 +238,59 @@ def check_files(args: argparse.Namespace) -> None:
             raise InputError(f'{clip}: there is no such clip.{nearest(path.name, names)}')
 
 
-def run(args: argparse.Namespace) -> None:
-    """Make the videos and say where they are."""
-    check_files(args)
+def open_inferencer(
+    args: argparse.Namespace, options: dict[str, Any], dtype: str | None
+) -> VideoInferencer:
+    """The inferencer of a command line, with more options of the config; reads no weights."""
     from mmvideo.apis.inferencer import VideoInferencer
     from mmvideo.config import parse_cfg_options
 
-    inferencer = VideoInferencer(
+    given = {**parse_cfg_options(args.cfg_options), **memory_options(args)}
+    return VideoInferencer(
         args.config,
         device=args.device,
-        dtype=args.dtype,
-        cfg_options={**parse_cfg_options(args.cfg_options), **memory_options(args)},
+        dtype=dtype,
+        cfg_options={**given, **options},
         allow_other_weights=args.allow_other_weights,
         adapters=[*args.lora, *args.motion_lora, *args.ip_adapter],
         controls=[*args.control, *args.sparse_control],
     )
+
+
+def fitting(
+    inferencer: VideoInferencer, args: argparse.Namespace, arguments: dict[str, Any]
+) -> Switches:
+    """The cheapest switches with which the call should need at most ``--max-memory``."""
+    from mmvideo.apis.memory import cheapest, read_size, rows
+    from mmvideo.apis.progress import size
+    from mmvideo.errors import InputError
+
+    limit = read_size(args.max_memory)
+    table = rows(inferencer.plan(args.out, args.fps, **arguments))
+    row = cheapest(table, limit)
+    if row is None:
+        least = min(table, key=lambda row: row.needed)
+        with_what = f' with {least.switches.flags}' if least.switches.flags else ''
+        raise InputError(
+            f'--max-memory {args.max_memory}: the least that this call should need is '
+            f'{size(least.needed)}{with_what}. Take a smaller --height and --width, or --windows.'
+        )
+    if not args.quiet:
+        flags = row.switches.flags or 'no switches'
+        print(f'{flags}: about {size(row.needed)}', file=sys.stderr)
+    return row.switches
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the videos and say where they are."""
+    check_files(args)
+    inferencer = open_inferencer(args, {}, args.dtype)
     arguments = given_arguments(args)
+    if args.max_memory is not None:
+        switches = fitting(inferencer, args, arguments)
+        inferencer = open_inferencer(args, switches.options, switches.dtype or args.dtype)
+        if switches.chunk is not None:
+            arguments['decode_chunk_size'] = switches.chunk
     if args.dry_run:
         print('\n'.join(inferencer.plan(args.out, args.fps, **arguments).lines()))
         return

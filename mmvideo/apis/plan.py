@@ -3,8 +3,9 @@
 The memory estimate is a rule, not a measurement: all weights, plus the larger of
   denoiser: halves x T x h x w x C x ACTIVATIONS values, C the width of its first level,
   decoding:  chunk x H x W x C x DECODED values, C the width of the VAE's last level,
-in the precision of the run; halves is 2 with guidance, h w the latent size. The libraries
-themselves (half a gigabyte) are not counted.
+in the precision of the run; halves is 2 with guidance, h w the latent size. A decoder that sees
+whole clips also keeps T x H x W x C x KEPT values. The libraries themselves (half a gigabyte) are
+not counted. ``mmvideo.apis.memory`` says what the same call needs with other switches.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmvideo.apis.devices import dtype_name
+from mmvideo.apis.devices import DTYPES, dtype_name
 from mmvideo.apis.jobs import frames_of
 from mmvideo.apis.progress import size
 from mmvideo.diffusion.windows import Windows
@@ -29,10 +30,13 @@ from mmvideo.registry import MODELS
 if TYPE_CHECKING:
     from mmvideo.apis.inferencer import VideoInferencer, Work
 
-# Growth of resident memory per value of the widest map, float32 on a CPU: 51 for a denoiser with
-# motion modules (widths 32 and 64, latents of 32x32), 8 to 11 for a decoder (128 to 192 pixels).
-ACTIVATIONS = 52
-DECODED = 11
+# Per value of the widest map. On a CPU the growth of resident memory, float32: 51 for a denoiser
+# with motion modules (widths 32 and 64, latents of 32x32), 8 to 11 for a decoder (128 to 192
+# pixels). Elsewhere tensors that are alive at once, counted at full size (Stable Diffusion 1.5 with
+# motion modules: 28.1, small ones 29.0; its decoder: 6.0), and a tenth for the rest.
+ACTIVATIONS = {'cpu': 52, 'cuda': 32}
+DECODED = {'cpu': 11, 'cuda': 7}
+KEPT = 4
 _NO_WEIGHTS = {'scheduler', 'train_scheduler', 'tokenizer', 'feature_extractor'}
 _SHARES = {'unet', 'vae', 'text_encoder'}  # what one file may hold together
 _WITHOUT_COUNT = {*_NO_WEIGHTS, 'adapter'}  # adapters are small, and many have no header to count
@@ -61,8 +65,42 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """What decoding works with.
+
+    Attributes:
+        height: of a picture in pixels.
+        width: likewise.
+        channels: width of the VAE's last level.
+        factor: of ``DECODED``.
+        kept: frames that wait between its layers; 0 for a decoder of single pictures.
+    """
+
+    height: int
+    width: int
+    channels: int
+    factor: int
+    kept: int = 0
+
+    def values(self, frames: int, tile: int | None = None) -> int:
+        """Numbers in memory for a chunk of frames, which may go through in tiles."""
+        whole = self.height * self.width
+        pixels = whole if tile is None else min(self.height, tile) * min(self.width, tile)
+        # tiles are joined to whole pictures: three channels twice, in tiles and joined
+        joined = 0 if pixels == whole else 6 * frames * whole
+        return (
+            frames * pixels * self.channels * DECODED
+            + joined
+            + (self.kept * whole * self.channels * KEPT)
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A call before it is made; ``lines()`` is what ``--dry-run`` prints. Sizes in pixels."""
+    """A call before it is made; ``lines()`` is what ``--dry-run`` prints. Sizes in pixels.
+
+    ``denoising`` counts values; ``chunk`` frames are decoded at once, in tiles of ``tile`` pixels.
+    """
 
     name: str
     editor: str
@@ -79,8 +117,25 @@ class Plan:
     guidance_scale: float
     files: tuple[str, ...]
     weights_bytes: int | None
-    working_bytes: int | None
+    denoising: int | None
+    decoding: Decoding | None
+    chunk: int
+    tile: int | None = None
+    offload: str | None = None
     windows: tuple[str, ...] = ()
+
+    @property
+    def can_tile(self) -> bool:
+        """Whether the VAE decodes single pictures, which may be cut."""
+        return self.decoding is not None and not self.decoding.kept
+
+    @property
+    def working_bytes(self) -> int | None:
+        """Estimate of what is needed beside the weights."""
+        if self.denoising is None or self.decoding is None:
+            return None
+        item = torch.empty(0, dtype=DTYPES[self.dtype]).element_size()
+        return max(self.denoising, self.decoding.values(self.chunk, self.tile)) * item
 
     @property
     def peak_bytes(self) -> int | None:
@@ -133,6 +188,8 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
     item = torch.empty(0, dtype=inferencer.dtype).element_size()
     known = [count for count in counts if count is not None]
     windows = read_windows(arguments.get('windows'), read_facts(model).max_frames)
+    frames = int(frames_of(arguments))
+    kind = 'cpu' if inferencer.device.type == 'cpu' else 'cuda'
     return Plan(
         name=inferencer.name,
         editor=model['type'],
@@ -140,7 +197,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         device=str(inferencer.device),
         dtype=dtype_name(inferencer.dtype),
         videos=len(work.jobs),
-        frames=int(frames_of(arguments)),
+        frames=frames,
         height=height,
         width=width,
         fps=work.fps,
@@ -149,8 +206,12 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         guidance_scale=_guidance(arguments),
         files=tuple(str(target.path) for targets in work.targets for target in targets),
         weights_bytes=sum(known) * item if len(known) == len(counts) else None,
-        working_bytes=_working_bytes(arguments, by_name, height, width, item, windows),
-        windows=_drawn(windows, int(frames_of(arguments))),
+        denoising=_denoising(arguments, by_name, height, width, kind, windows),
+        decoding=_decoding(arguments, by_name, height, width, kind),
+        chunk=min(frames, int(arguments.get('decode_chunk_size') or frames)),
+        tile=_tile(model, by_name),
+        offload=model.get('offload'),
+        windows=_drawn(windows, frames),
     )
 
 
@@ -314,12 +375,12 @@ def _vae_factor(parts: Mapping[str, Part]) -> int | None:
     return 2 ** (len(widths) - 1) if widths else None
 
 
-def _working_bytes(
+def _denoising(
     arguments: Mapping[str, Any],
     parts: Mapping[str, Part],
     height: int | None,
     width: int | None,
-    item: int,
+    kind: str,
     windows: Windows | None = None,
 ) -> int | None:
     factor = _vae_factor(parts)
@@ -330,7 +391,28 @@ def _working_bytes(
     halves = 2 if _guidance(arguments) > 1 else 1
     latent = (height // factor) * (width // factor)
     seen = frames if windows is None else min(frames, windows.length)
-    denoising = halves * seen * latent * unet[0] * ACTIVATIONS
-    chunk = min(frames, int(arguments.get('decode_chunk_size') or frames))
-    decoding = chunk * height * width * parts['vae'].settings['block_out_channels'][0] * DECODED
-    return max(denoising, decoding) * item
+    return halves * seen * latent * unet[0] * ACTIVATIONS[kind]
+
+
+def _decoding(
+    arguments: Mapping[str, Any],
+    parts: Mapping[str, Part],
+    height: int | None,
+    width: int | None,
+    kind: str,
+) -> Decoding | None:
+    widths = parts['vae'].settings.get('block_out_channels') if 'vae' in parts else None
+    if not (widths and height and width):
+        return None
+    whole = parts['vae'].type == 'AutoencoderKLTemporalDecoder'
+    kept = int(frames_of(arguments)) if whole else 0
+    return Decoding(height, width, widths[0], DECODED[kind], kept)
+
+
+def _tile(model: Mapping[str, Any], parts: Mapping[str, Part]) -> int | None:
+    """Pixels of the VAE's tiles; None where it takes pictures whole."""
+    tiling = model.get('vae_tiling')
+    if not tiling:
+        return None
+    usual = parts['vae'].settings.get('sample_size', 32) if 'vae' in parts else 32
+    return int(tiling.get('tile', usual)) if isinstance(tiling, Mapping) else int(usual)

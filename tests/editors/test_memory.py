@@ -23,9 +23,7 @@ from mmvideo.registry import MODELS
 APIS = Path(__file__).parents[1] / 'apis'
 PICTURE = str(APIS / 'tiny.png')
 FAST = dict(num_inference_steps=2, seed=3, guidance_scale=3.0)
-ALLOCATOR = (
-    '[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: not enough memory: you tried'
-)
+ALLOCATOR = '[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: not enough memory'
 
 
 # --- streaming ------------------------------------------------------------------------------------
@@ -47,7 +45,7 @@ def growth(
     model = build.__globals__['model_config'](kind, vae=vae)
     inferencer = VideoInferencer(Config(dict(model=model)), device='cpu')
     peaks = []
-    for frames in (16, 16, 96):  # the first one imports and fills caches
+    for frames in (8, 8, 48):  # the first one imports and fills caches
         tracemalloc.start()
         with live_bytes() as live:
             made = inferencer(
@@ -60,13 +58,13 @@ def growth(
                 height=64,
                 width=64,
                 prompt='a red fish',
-                **{**FAST, **arguments},
+                **{**FAST, 'num_inference_steps': 1, **arguments},
             )
         peaks.append((live.peak, tracemalloc.get_traced_memory()[1]))
         tracemalloc.stop()
         assert made['samples'] is None and made['paths'][0].stat().st_size > 0
     (short, few), (long, many) = peaks[1:]
-    return (long - short) / 80, (many - few) / 80
+    return (long - short) / 40, (many - few) / 40
 
 
 @pytest.mark.parametrize('kind', ['AnimateDiff', 'PIA'])
@@ -90,13 +88,13 @@ def test_gif_and_webp_wait_on_the_disk(tmp_path: Path) -> None:
 
     for suffix in ('.gif', '.png', '.mp4'):
         peaks = []
-        for count in (4, 4, 32):
+        for count in (2, 2, 16):
             tracemalloc.start()
             path = tmp_path / f'a{suffix}'
             write_video(path, parts(count), num_frames=4 * count)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-        assert (peaks[2] - peaks[1]) / 112 < 64 * 64 * 3 / 8, suffix
+        assert (peaks[2] - peaks[1]) / 56 < 64 * 64 * 3 / 8, suffix
 
 
 # --- too little memory ----------------------------------------------------------------------------
