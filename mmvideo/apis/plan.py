@@ -1,11 +1,8 @@
 """What a call would do, from the config alone: no weights are read or fetched.
 
-The memory estimate is a rule, not a measurement: all weights, plus the larger of
-  denoiser: halves x T x h x w x C x ACTIVATIONS values, C the width of its first level,
-  decoding:  chunk x H x W x C x DECODED values, C the width of the VAE's last level,
-in the precision of the run; halves is 2 with guidance, h w the latent size. A decoder that sees
-whole clips also keeps T x H x W x C x KEPT values. The libraries themselves (half a gigabyte) are
-not counted. ``mmvideo.apis.memory`` says what the same call needs with other switches.
+The memory estimate is all weights, plus what ``mmvideo.apis.working`` says of the larger of
+denoising and decoding. The libraries themselves (half a gigabyte) are not counted.
+``mmvideo.apis.memory`` says what the same call needs with other switches.
 """
 
 from __future__ import annotations
@@ -20,7 +17,8 @@ import torch
 
 from mmvideo.apis.devices import DTYPES, dtype_name
 from mmvideo.apis.jobs import frames_of
-from mmvideo.apis.progress import size
+from mmvideo.apis.progress import size as readable
+from mmvideo.apis.working import Decoding, decoding, denoising, tile_of, vae_factor
 from mmvideo.diffusion.windows import Windows
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.options import read_windows
@@ -30,13 +28,6 @@ from mmvideo.registry import MODELS
 if TYPE_CHECKING:
     from mmvideo.apis.inferencer import VideoInferencer, Work
 
-# Per value of the widest map. On a CPU the growth of resident memory, float32: 51 for a denoiser
-# with motion modules (widths 32 and 64, latents of 32x32), 8 to 11 for a decoder (128 to 192
-# pixels). Elsewhere tensors that are alive at once, counted at full size (Stable Diffusion 1.5 with
-# motion modules: 28.1, small ones 29.0; its decoder: 6.0), and a tenth for the rest.
-ACTIVATIONS = {'cpu': 52, 'cuda': 32}
-DECODED = {'cpu': 11, 'cuda': 7}
-KEPT = 4
 _NO_WEIGHTS = {'scheduler', 'train_scheduler', 'tokenizer', 'feature_extractor'}
 _SHARES = {'unet', 'vae', 'text_encoder'}  # what one file may hold together
 _WITHOUT_COUNT = {*_NO_WEIGHTS, 'adapter'}  # adapters are small, and many have no header to count
@@ -62,37 +53,6 @@ class Part:
     def missing(self) -> list[str]:
         """Files that would be fetched."""
         return [name for name, _, present in self.files if not present]
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """What decoding works with.
-
-    Attributes:
-        height: of a picture in pixels.
-        width: likewise.
-        channels: width of the VAE's last level.
-        factor: of ``DECODED``.
-        kept: frames that wait between its layers; 0 for a decoder of single pictures.
-    """
-
-    height: int
-    width: int
-    channels: int
-    factor: int
-    kept: int = 0
-
-    def values(self, frames: int, tile: int | None = None) -> int:
-        """Numbers in memory for a chunk of frames, which may go through in tiles."""
-        whole = self.height * self.width
-        pixels = whole if tile is None else min(self.height, tile) * min(self.width, tile)
-        # tiles are joined to whole pictures: three channels twice, in tiles and joined
-        joined = 0 if pixels == whole else 6 * frames * whole
-        return (
-            frames * pixels * self.channels * DECODED
-            + joined
-            + (self.kept * whole * self.channels * KEPT)
-        )
 
 
 @dataclass(frozen=True)
@@ -151,7 +111,7 @@ class Plan:
             count = '' if part.parameters is None else f', {part.parameters:,} parameters'
             lines.append(f'  {part.name}: {part.type} from {part.source}{count}')
             for name, count_bytes, present in part.files:
-                known = 'unknown size' if count_bytes is None else size(count_bytes)
+                known = 'unknown size' if count_bytes is None else readable(count_bytes)
                 lines.append(f'    {name}: {known}, {"here" if present else "to be fetched"}')
         shape = f'{self.width}x{self.height}' if self.height else 'the size of the model'
         guidance = f'guidance {self.guidance_scale:g}'
@@ -163,9 +123,12 @@ class Plan:
             lines.append('  memory: not known before all files are here')
         else:
             assert self.weights_bytes is not None and self.working_bytes is not None
+            peak, weights, working = map(
+                readable, (self.peak_bytes, self.weights_bytes, self.working_bytes)
+            )
             lines.append(
-                f'  memory: about {size(self.peak_bytes)} at the peak ({size(self.weights_bytes)} '
-                f'weights + {size(self.working_bytes)} working, estimated)'
+                f'  memory: about {peak} at the peak ({weights} weights + {working} working, '
+                'estimated)'
             )
         return lines
 
@@ -190,6 +153,12 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
     windows = read_windows(arguments.get('windows'), read_facts(model).max_frames)
     frames = int(frames_of(arguments))
     kind = 'cpu' if inferencer.device.type == 'cpu' else 'cuda'
+    settings = _settings(by_name)
+    size = (height, width) if height and width else None
+    halves = 2 if _guidance(arguments) > 1 else 1
+    seen = frames if windows is None else min(frames, windows.length)
+    whole = 'vae' in by_name and by_name['vae'].type == 'AutoencoderKLTemporalDecoder'
+    kept = frames if whole else 0
     return Plan(
         name=inferencer.name,
         editor=model['type'],
@@ -206,10 +175,10 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         guidance_scale=_guidance(arguments),
         files=tuple(str(target.path) for targets in work.targets for target in targets),
         weights_bytes=sum(known) * item if len(known) == len(counts) else None,
-        denoising=_denoising(arguments, by_name, height, width, kind, windows),
-        decoding=_decoding(arguments, by_name, height, width, kind),
+        denoising=denoising(settings, size, halves, seen, kind),
+        decoding=decoding(settings, size, kept, kind),
         chunk=min(frames, int(arguments.get('decode_chunk_size') or frames)),
-        tile=_tile(model, by_name),
+        tile=tile_of(model.get('vae_tiling'), settings.get('vae', {})),
         offload=model.get('offload'),
         windows=_drawn(windows, frames),
     )
@@ -343,11 +312,15 @@ def _json(path: Path) -> dict[str, Any]:
 # --- sizes ---------------------------------------------------------------------------------------
 
 
+def _settings(parts: Mapping[str, Part]) -> dict[str, Mapping[str, Any]]:
+    return {name: part.settings for name, part in parts.items()}
+
+
 def _output_size(
     arguments: Mapping[str, Any], parts: Mapping[str, Part]
 ) -> tuple[int | None, int | None]:
     height, width = arguments.get('height'), arguments.get('width')
-    factor = _vae_factor(parts)
+    factor = vae_factor(_settings(parts))
     if arguments.get('image') is not None:
         from mmvideo.apis.images import unpacked
         from mmvideo.models.conditioning.image import prepare_condition_image
@@ -368,51 +341,3 @@ def _output_size(
     side = unet.settings.get('sample_size') if unet else None
     own = side * factor if isinstance(side, int) and factor else None
     return height or own, width or own
-
-
-def _vae_factor(parts: Mapping[str, Part]) -> int | None:
-    widths = parts['vae'].settings.get('block_out_channels') if 'vae' in parts else None
-    return 2 ** (len(widths) - 1) if widths else None
-
-
-def _denoising(
-    arguments: Mapping[str, Any],
-    parts: Mapping[str, Part],
-    height: int | None,
-    width: int | None,
-    kind: str,
-    windows: Windows | None = None,
-) -> int | None:
-    factor = _vae_factor(parts)
-    unet = parts['unet'].settings.get('block_out_channels') if 'unet' in parts else None
-    if not (factor and unet and height and width):
-        return None
-    frames = int(frames_of(arguments))
-    halves = 2 if _guidance(arguments) > 1 else 1
-    latent = (height // factor) * (width // factor)
-    seen = frames if windows is None else min(frames, windows.length)
-    return halves * seen * latent * unet[0] * ACTIVATIONS[kind]
-
-
-def _decoding(
-    arguments: Mapping[str, Any],
-    parts: Mapping[str, Part],
-    height: int | None,
-    width: int | None,
-    kind: str,
-) -> Decoding | None:
-    widths = parts['vae'].settings.get('block_out_channels') if 'vae' in parts else None
-    if not (widths and height and width):
-        return None
-    whole = parts['vae'].type == 'AutoencoderKLTemporalDecoder'
-    kept = int(frames_of(arguments)) if whole else 0
-    return Decoding(height, width, widths[0], DECODED[kind], kept)
-
-
-def _tile(model: Mapping[str, Any], parts: Mapping[str, Part]) -> int | None:
-    """Pixels of the VAE's tiles; None where it takes pictures whole."""
-    tiling = model.get('vae_tiling')
-    if not tiling:
-        return None
-    usual = parts['vae'].settings.get('sample_size', 32) if 'vae' in parts else 32
-    return int(tiling.get('tile', usual)) if isinstance(tiling, Mapping) else int(usual)

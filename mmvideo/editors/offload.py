@@ -12,6 +12,7 @@ thing that moves is a layer with all that is in it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -56,10 +57,13 @@ class Unit:
         return sum(tensor.nbytes for tensor in self._tensors())
 
     def load(self, device: torch.device) -> None:
-        """To the device; the values in main memory stay."""
-        for tensor in self._tensors():  # looked up anew: adapters come and go
-            self._home.append((tensor, tensor.data))
-            tensor.data = tensor.data.to(device)
+        """To the device, all or nothing; the values in main memory stay."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.unload)
+            for tensor in self._tensors():  # looked up anew: adapters come and go
+                self._home.append((tensor, tensor.data))
+                tensor.data = tensor.data.to(device)
+            undo.pop_all()
         self.loaded = True
 
     def unload(self) -> None:

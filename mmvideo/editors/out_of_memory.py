@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmvideo.errors import InputError
+from mmvideo.models.borrowed import decode_clip
 from mmvideo.models.unet.context import Controls, ImageContext
 
 _LOG = logging.getLogger(__name__)
@@ -77,6 +78,25 @@ def decode_frugally(
         if pictures is not None:
             return pictures, chunk_size
         size = chunk_size = smaller(size)
+
+
+def decode_clip_frugally(vae: Any, frames: Tensor, chunk_size: int, device: torch.device) -> Tensor:
+    """Pictures [T, 3, H, W] in [-1, 1] of latents [T, C, H, W], by ``decode_clip``.
+
+    Where the memory of the device is too small, the clip waits between layers in main memory, and
+    half as many frames are on the device at once.
+
+    Raises:
+        InputError: not even one frame.
+    """
+    clip = frames.transpose(0, 1)[None].to(device, vae.dtype) / vae.config.scaling_factor
+    size, store = min(chunk_size, len(frames)), device
+    while True:
+        decode = partial(decode_clip, vae, clip, size, store, device=device)
+        pixels = attempt(decode)
+        if pixels is not None:
+            return pixels[0].transpose(0, 1)
+        size, store = smaller(size), torch.device('cpu')
 
 
 def smaller(chunk_size: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,13 @@ from mmvideo.editors.denoising import Schedule
 from mmvideo.editors.facts import SAMPLE_SIZE, Facts, read_facts
 from mmvideo.editors.memory import check_memory
 from mmvideo.editors.offload import check_mode
-from mmvideo.editors.out_of_memory import attempt, smaller
+from mmvideo.editors.out_of_memory import decode_clip_frugally
 from mmvideo.editors.parts import build_unet, weight_files
 from mmvideo.editors.picture_training import PictureTraining
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.editors.prompts import PromptTrack
 from mmvideo.editors.request import Request, Sample, check_seeds, check_size, make_samples
 from mmvideo.errors import ConfigError, InputError
-from mmvideo.models.borrowed import decode_clip
 from mmvideo.models.conditioning.clip_picture import clip_input
 from mmvideo.models.conditioning.image import open_rgb
 from mmvideo.registry import MODELS, SCHEDULERS
@@ -361,17 +359,9 @@ class StableVideoDiffusion(PictureTraining):
         Raises:
             InputError: the memory is too small for one frame.
         """
-        clip = frames.transpose(0, 1)[None].to(self.device, self.vae.dtype)
-        clip = clip / self.vae.config.scaling_factor
-        size, store = min(chunk_size, len(frames)), self.device
-        while True:
-            decode = partial(decode_clip, self.vae, clip, size, store, device=self.device)
-            pixels = attempt(decode)
-            if pixels is not None:
-                break
-            size, store = smaller(size), torch.device('cpu')
-        for part in pixels[0].split(chunk_size, dim=1):
-            yield part.transpose(0, 1).float().add(1).div(2).clamp(0, 1).cpu()
+        pixels = decode_clip_frugally(self.vae, frames, chunk_size, self.device)
+        for part in pixels.split(chunk_size):
+            yield part.float().add(1).div(2).clamp(0, 1).cpu()
 
     def train(self, mode: bool = True) -> StableVideoDiffusion:
         """Training mode for the denoiser; VAE and image encoder stay as they are."""

@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,14 @@ from mmvideo.media.recipe import recipe_text
 
 SUFFIXES = ('.mp4', '.gif', '.webp', '.png')
 NAME_LIMIT = 255  # bytes of a file name on ext4, XFS, APFS and NTFS alike
-_ENCODERS = {'.mp4': Mp4Encoder, '.gif': GifEncoder, '.webp': WebpEncoder}
+_ENCODERS: dict[str, Callable[..., Encoder]] = {
+    '.mp4': Mp4Encoder,
+    '.gif': GifEncoder,
+    '.webp': WebpEncoder,
+}
 # A clip, or its parts one after the other.
-Frames = np.ndarray | torch.Tensor | Iterator[np.ndarray] | Iterator[torch.Tensor]
+Part = np.ndarray | torch.Tensor
+Frames = Part | Iterator[np.ndarray] | Iterator[torch.Tensor]
 GIF_MAX_FPS = 50  # players replace delays under two hundredths of a second by a tenth
 
 
@@ -59,11 +64,14 @@ def write_video(
         InputError: naming the suffix, folder, frames or rate that cannot be used.
     """
     if isinstance(frames, np.ndarray | torch.Tensor):
-        frames, num_frames = iter([frames]), len(frames)
+        parts: Iterator[Part] = iter([frames])
+        num_frames = len(frames)
+    else:
+        parts = iter(frames)
     if num_frames is None:
         raise InputError('num_frames is missing: say how many frames the parts have together.')
     with VideoWriter(path, num_frames, fps, recipe, overwrite) as writer:
-        for part in frames:
+        for part in parts:
             writer.add(part)
         return writer.finish()
 
@@ -144,13 +152,15 @@ class VideoWriter:
             count, rate = self.num_frames, self.fps
             output = _output(self.path, count, height, width, rate)
             text = recipe_text({**self.recipe, 'output': output})
+        encoder: Encoder
         if self.path.suffix.lower() == '.png':
-            self._encoder = _Pictures(self.path.parent, text)
+            encoder = _Pictures(self.path.parent, text)
         else:
             self._aside = self._stack.enter_context(_aside(self.path.parent))
             kind = _ENCODERS[self.path.suffix.lower()]
-            self._encoder = kind(self._aside, height, width, self.fps, text)
-        self._stack.callback(self._encoder.close)
+            encoder = kind(self._aside, height, width, self.fps, text)
+        self._encoder = encoder
+        self._stack.callback(encoder.close)
 
 
 def check_output(path: str | Path) -> Path:
