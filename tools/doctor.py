@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmvideo.apis.memory import Row
@@ -21,26 +21,9 @@ exit codes: 0 it fits, perhaps with switches; 1 nothing makes it fit; 2 bad inpu
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message without the usage; leave with 2."""
-        print(f'error: {message} (see --help)', file=sys.stderr)
-        sys.exit(2)
-
-
-def count(text: str) -> int:
-    """A number of frames or pixels."""
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r}: expected an integer of at least 1')
-    return value
-
-
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(
+    parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -49,10 +32,10 @@ def parse_args() -> argparse.Namespace:
     add('--dtype', metavar='T', help='float32, bfloat16 or float16')
     add('--max-memory', metavar='SIZE', help='such as 6GiB; default: what is free here')
     add('--image', metavar='PATH', help='the picture to animate, which may say the size')
-    add('--num-frames', type=count, metavar='N', help='frames of a video')
-    add('--windows', type=count, metavar='N', help='windows of N frames')
-    add('--height', type=count, metavar='H', help='pixels')
-    add('--width', type=count, metavar='W', help='pixels')
+    add('--num-frames', type=int, metavar='N', help='frames of a video')
+    add('--windows', type=int, metavar='N', help='windows of N frames')
+    add('--height', type=int, metavar='H', help='pixels')
+    add('--width', type=int, metavar='W', help='pixels')
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
         help='override settings of the config')  # fmt: skip
     return parser.parse_args()
