@@ -111,7 +111,7 @@ class Offloading:
         for name, part in _parts(editor):
             seat = 'denoiser' if name.split('.')[0] in _TOGETHER else name
             if mode == 'model' or seat != 'denoiser':
-                self._follow(Unit(name, seat, [part]), list(part.modules()))
+                self._follow(Unit(name, seat, [part]), _entries(part))
             else:
                 self._split(name, seat, part)
 
@@ -120,7 +120,7 @@ class Offloading:
         pieces = list(_pieces(part, self.mode == 'sequential'))
         inside = {id(m) for _, piece in pieces for m in piece.modules()}
         rest = list(_outermost(part, inside))
-        self._follow(Unit(f'{name}.rest', seat, rest), [part, *_all(rest)])
+        self._follow(Unit(f'{name}.rest', seat, rest), [part, *rest])
         for path, piece in pieces:
             unit = Unit(f'{name}.{path}', seat, [piece])
             self._follow(unit, [piece])
@@ -202,5 +202,10 @@ def _outermost(part: nn.Module, inside: set[int]) -> Iterator[nn.Module]:
             yield child
 
 
-def _all(modules: list[nn.Module]) -> list[nn.Module]:
-    return [inner for module in modules for inner in module.modules()]
+def _entries(part: nn.Module) -> list[nn.Module]:
+    """Where calls enter a part: itself and the two levels below, as in ``vae.decoder.conv_in``.
+
+    No deeper, because attention takes another way, which rounds otherwise, where its projections
+    have hooks.
+    """
+    return [module for name, module in part.named_modules() if name.count('.') < 2]

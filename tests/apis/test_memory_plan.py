@@ -23,7 +23,7 @@ TOLERANCE = 0.25
 # The widths for which the rule was made, and nothing else that takes memory.
 WIDE = {
     'model.unet.block_out_channels': (32, 64),
-    'model.vae.block_out_channels': (32, 32),
+    'model.vae.block_out_channels': (32, 64),
     'model.vae.layers_per_block': 2,
     'model.unet.layers_per_block': 2,
     'model.unet.attention_head_dim': 4,
