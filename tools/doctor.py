@@ -7,6 +7,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from mmvideo.apis.cli import Parser, count, run_tool
+
 if TYPE_CHECKING:
     from mmvideo.apis.memory import Row
 
@@ -23,21 +25,18 @@ exit codes: 0 it fits, perhaps with switches; 1 nothing makes it fit; 2 bad inpu
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add('config', help='a config, a model name, or a video with its recipe inside')
     add('--device', metavar='D', help='cpu, cuda, cuda:1, mps; default: a GPU if there is one')
     add('--dtype', metavar='T', help='float32, bfloat16 or float16')
     add('--max-memory', metavar='SIZE', help='such as 6GiB; default: what is free here')
     add('--image', metavar='PATH', help='the picture to animate, which may say the size')
-    add('--num-frames', type=int, metavar='N', help='frames of a video')
-    add('--windows', type=int, metavar='N', help='windows of N frames')
-    add('--height', type=int, metavar='H', help='pixels')
-    add('--width', type=int, metavar='W', help='pixels')
-    add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-        help='override settings of the config')  # fmt: skip
+    add('--num-frames', type=count, metavar='N', help='frames of a video')
+    add('--windows', type=count, metavar='N', help='windows of N frames')
+    add('--height', type=count, metavar='H', help='pixels')
+    add('--width', type=count, metavar='W', help='pixels')
+    parser.add_cfg_options()
     return parser.parse_args()
 
 
@@ -91,14 +90,11 @@ def lines(table: list[Row], limit: int) -> list[str]:
 
 def main() -> int:
     """Exit code 0 when it fits, 1 when nothing does, 2 for bad input."""
-    args = parse_args()
-    from mmvideo.errors import UserError
-
-    try:
-        return run(args)
-    except UserError as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2
+    found: list[int] = []
+    failed = run_tool(
+        lambda args: found.append(run(args)), parse_args(), interrupted='nothing was written'
+    )
+    return failed or found[0]
 
 
 if __name__ == '__main__':

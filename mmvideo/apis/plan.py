@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmvideo.apis.devices import DTYPES, dtype_name
-from mmvideo.apis.jobs import frames_of
 from mmvideo.apis.progress import size as readable
 from mmvideo.apis.working import Decoding, decoding, denoising, tile_of, vae_factor
 from mmvideo.diffusion.windows import Windows
@@ -151,7 +150,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
     item = torch.empty(0, dtype=inferencer.dtype).element_size()
     known = [count for count in counts if count is not None]
     windows = read_windows(arguments.get('windows'), read_facts(model).max_frames)
-    frames = int(frames_of(arguments))
+    frames = int(arguments.get('video_length', 1))
     kind = 'cpu' if inferencer.device.type == 'cpu' else 'cuda'
     settings = _settings(by_name)
     size = (height, width) if height and width else None
@@ -187,7 +186,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
 def _guidance(arguments: Mapping[str, Any]) -> float:
     """The guidance scale, of one that changes the largest."""
     value = arguments.get('guidance_scale') or arguments.get('max_guidance_scale') or 0
-    frames = int(frames_of(arguments))
+    frames = int(arguments.get('video_length', 1))
     return max(number_timeline(value, 'guidance_scale', frames).values)
 
 

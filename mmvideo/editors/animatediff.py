@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmvideo.checkpoints.save import save_part
+from mmvideo.editors.controls import ARGUMENTS as CONTROL_ARGUMENTS
 from mmvideo.editors.controls import Controlled, check_controls, read_controls, settings_of
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.parts import export_motion_adapter
-from mmvideo.editors.request import Request, make_samples
+from mmvideo.editors.request import Request, Sample, make_samples
 from mmvideo.editors.starts import Starts, read_strength
 from mmvideo.models.conditioning.clip import prepare_clip
-from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.registry import MODELS
 
 
@@ -149,57 +149,43 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         Raises:
             InputError: before anything is computed.
         """
-        strength = read_strength(strength, video, picture=False)
+        call = dict(locals())
         clip = self._clip(video, video_length, height, width)
         if clip is not None:
             height, width = clip.shape[-2:]
-        request = Request(
-            samples=make_samples(
-                prompt,
-                negative_prompt,
-                num_videos_per_prompt,
-                seed,
-                generator,
-                latents,
-                num_frames=video_length,
-            ),
+        samples = make_samples(
+            prompt,
+            negative_prompt,
+            num_videos_per_prompt,
+            seed,
+            generator,
+            latents,
             num_frames=video_length,
-            height=height or self.default_size,
-            width=width or self.default_size,
-            num_inference_steps=num_inference_steps,
-            options=self._options(
-                video_length,
-                guidance_scale=guidance_scale,
-                windows=windows,
-                free_init=free_init,
-                free_u=free_u,
-                free_noise=free_noise,
-                motion_scale=motion_scale,
-                motion_strength=motion_strength,
-            ),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            output_type=output_type,
-            clip_skip=clip_skip,
-            strength=strength,
-            video=clip,
-            controls=self._read_controls(
-                video_length,
-                height or self.default_size,
-                width or self.default_size,
-                control_videos=control_videos,
-                control_frames=control_frames,
-                control_scale=control_scale,
-                control_start=control_start,
-                control_end=control_end,
-                guess_mode=guess_mode,
-            ),
-            image_prompts=ImagePrompts(
-                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
-            ),
         )
+        size = self.default_size
+        request = self._request(call, samples, height or size, width or size, video=clip)
         self._check(request)
         return self._infer(request, callback)
+
+    def _request(
+        self,
+        call: Mapping[str, Any],
+        samples: list[Sample],
+        height: int,
+        width: int,
+        **more: Any,
+    ) -> Request:
+        """See ``LatentDiffusion._request``; the strength and what controls see too."""
+        given = {name: call[name] for name in CONTROL_ARGUMENTS}
+        return super()._request(
+            call,
+            samples,
+            height,
+            width,
+            strength=read_strength(call['strength'], call['video'], self._STARTS_FROM_PICTURE),
+            controls=self._read_controls(call['video_length'], height, width, **given),
+            **more,
+        )
 
     @classmethod
     def check(cls, model: dict, arguments: dict) -> None:
