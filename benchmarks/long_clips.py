@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmvideo.apis.cli import Parser
+
 RESULTS = Path(__file__).parent / 'results'
 EXAMPLES = """
 examples:
@@ -29,9 +31,7 @@ GOAL = 1.10  # of the longest clip's peak over the shortest's
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('--config', default='configs/sprites/animatediff_sprites.py')
     parser.add_argument('--frames', type=int, nargs='+', default=[32, 128, 512])
     parser.add_argument('--window', type=int, default=16)
