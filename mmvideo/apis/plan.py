@@ -21,7 +21,7 @@ from mmvideo.apis.devices import dtype_name
 from mmvideo.apis.jobs import frames_of
 from mmvideo.apis.progress import size
 from mmvideo.diffusion.windows import Windows
-from mmvideo.editors.facts import read_facts
+from mmvideo.editors.facts import read_facts, vae_widths
 from mmvideo.editors.options import read_windows
 from mmvideo.editors.timeline import number_timeline
 from mmvideo.registry import MODELS
@@ -310,7 +310,7 @@ def _output_size(
 
 
 def _vae_factor(parts: Mapping[str, Part]) -> int | None:
-    widths = parts['vae'].settings.get('block_out_channels') if 'vae' in parts else None
+    widths = vae_widths(parts['vae'].settings) if 'vae' in parts else ()
     return 2 ** (len(widths) - 1) if widths else None
 
 
@@ -332,5 +332,5 @@ def _working_bytes(
     seen = frames if windows is None else min(frames, windows.length)
     denoising = halves * seen * latent * unet[0] * ACTIVATIONS
     chunk = min(frames, int(arguments.get('decode_chunk_size') or frames))
-    decoding = chunk * height * width * parts['vae'].settings['block_out_channels'][0] * DECODED
+    decoding = chunk * height * width * vae_widths(parts['vae'].settings)[0] * DECODED
     return max(denoising, decoding) * item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 
 from mmvideo.checkpoints.save import save_part
+from mmvideo.editors.parts import check_trained_vae
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.registry import MODELS
 
@@ -41,6 +43,11 @@ class Autoencoder(BaseModel):
         self.kl_weight = kl_weight
         self.l1_weight = l1_weight
         self._latent_std = 0.0  # running standard deviation of the latents' means
+
+    @classmethod
+    def check_training(cls, model: Mapping[str, Any]) -> None:
+        """Refuse a VAE that cannot be trained so, from ``cfg.model`` alone."""
+        check_trained_vae(model.get('vae'))
 
     def forward(
         self, inputs: torch.Tensor, data_samples: dict | None = None, mode: str = 'tensor'

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmvideo.editors.checks import check_range, check_whole
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
+from mmvideo.editors.options import COMMON
 from mmvideo.editors.parts import weight_files
 from mmvideo.editors.preprocessor import first_frames, given
 from mmvideo.editors.request import Request, Sample, check_size, make_samples, spread
@@ -45,7 +46,7 @@ class I2VGenXL(LatentDiffusion):
         kwargs: see ``LatentDiffusion``.
     """
 
-    _OPTIONS = ('free_u',)
+    _OPTIONS = ('free_u', *COMMON)
     _FRAMES = 'num_frames'
     _CLIP_SKIP = 1
     part_registries = {
@@ -107,6 +108,8 @@ class I2VGenXL(LatentDiffusion):
         *,
         clip_skip: int | None = _CLIP_SKIP,
         free_u: dict[str, Any] | bool | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate pictures.
@@ -145,7 +148,13 @@ class I2VGenXL(LatentDiffusion):
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
-            options=self._options(num_frames, guidance_scale=guidance_scale, free_u=free_u),
+            options=self._options(
+                num_frames,
+                guidance_scale=guidance_scale,
+                free_u=free_u,
+                guidance_interval=guidance_interval,
+                deep_cache=deep_cache,
+            ),
             eta=eta,
             decode_chunk_size=decode_chunk_size,
             output_type=output_type,

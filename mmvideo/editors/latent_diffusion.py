@@ -28,6 +28,7 @@ from mmvideo.editors.latent_editor import LatentEditor
 from mmvideo.editors.options import Options, read_options
 from mmvideo.editors.parts import (
     build_unet,
+    check_trained_vae,
     weight_files,
     with_trained_betas,
 )
@@ -157,6 +158,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         Raises:
             ConfigError: naming the setting.
         """
+        check_trained_vae(model.get('vae'))
         if model.get('timestep_range') is not None:
             schedule = SCHEDULERS.build(copy.deepcopy(_training_schedule(model)))
             _bounds(model['timestep_range'], schedule)
@@ -189,7 +191,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         values.update(arguments)
         frames = values.get(cls._FRAMES, 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
-        options = read_options(chosen, frames, facts.max_frames, facts.levels)
+        options = read_options(chosen, frames, facts.max_frames, facts.levels, facts.deepest)
         as_prompts(values.get('prompt'), num_frames=frames)
         as_prompts(values.get('negative_prompt') or '', 'negative_prompt', frames)
         check_seeds(values.get('seed'))
@@ -217,7 +219,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
     def _options(self, num_frames: int, **values: Any) -> Options:
         """The options among the arguments of ``infer``."""
         levels = len(self.unet.down_blocks)
-        return read_options(values, num_frames, self.unet.max_frames, levels)
+        return read_options(values, num_frames, self.unet.max_frames, levels, self.unet.deepest)
 
     def _check(self, request: Request) -> None:
         """``check`` for a model that is built."""

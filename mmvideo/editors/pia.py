@@ -78,6 +78,7 @@ class PIA(AnimateDiff):
         image: Any = None,
         video: Any = None,
         strength: float | None = None,
+        inversion: dict[str, Any] | str | bool | None = None,
         control_videos: Any = None,
         control_frames: Any = None,
         control_scale: Any = None,
@@ -97,6 +98,8 @@ class PIA(AnimateDiff):
         free_u: dict[str, Any] | bool | None = None,
         free_noise: dict[str, Any] | bool | None = None,
         motion_strength: Any = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate pictures.
@@ -111,7 +114,7 @@ class PIA(AnimateDiff):
             video: a clip to start from, see ``AnimateDiff.infer``; without ``image`` its frames at
                 ``condition_frame`` are the pictures.
             strength: below 1, sampling starts from the noised picture, or ``video``, instead of
-                pure noise. None is 1, and 0.8 with a ``video``.
+                pure noise. None is 1, and 0.8 with a ``video`` that is not inverted.
             motion_scale: 0 to 8 or a table's name (``'small'``, ``'loop-large'``, ...), made for 16
                 frames; ``'fit-small'``, ``'fit-loop-large'``, ...: these stretched to the clip; a
                 list of numbers, the affinity by distance from the condition frame; or keyframes,
@@ -123,7 +126,8 @@ class PIA(AnimateDiff):
         Other arguments, result and errors: see ``AnimateDiff.infer``.
         """
         frames = condition_frames(condition_frame, video_length)
-        strength = read_strength(strength, video, picture=True)
+        strength = read_strength(strength, video, picture=True, inversion=inversion)
+        found = self._read_inversion(inversion, video, video_length, latents, free_init, eta)
         if image is None and video is not None:
             image = frames_as_pictures(video, video_length, frames)
         images = self._images(image, height, width, len(frames))
@@ -152,6 +156,8 @@ class PIA(AnimateDiff):
                 free_u=free_u,
                 free_noise=free_noise,
                 motion_strength=motion_strength,
+                guidance_interval=guidance_interval,
+                deep_cache=deep_cache,
             ),
             eta=eta,
             decode_chunk_size=decode_chunk_size,
@@ -159,6 +165,7 @@ class PIA(AnimateDiff):
             clip_skip=clip_skip,
             strength=strength,
             video=self._clip(video, video_length, int(size[0]), int(size[1])),
+            inversion=found,
             controls=self._read_controls(
                 video_length,
                 int(size[0]),

@@ -25,6 +25,7 @@ from mmvideo.editors.clip_request import (
 )
 from mmvideo.editors.denoising import Schedule
 from mmvideo.editors.facts import SAMPLE_SIZE, Facts, read_facts
+from mmvideo.editors.options import COMMON
 from mmvideo.editors.parts import build_unet, weight_files
 from mmvideo.editors.picture_training import PictureTraining
 from mmvideo.editors.preprocessor import build_preprocessor
@@ -60,7 +61,7 @@ class StableVideoDiffusion(PictureTraining):
         data_preprocessor: see ``VideoPreprocessor``.
     """
 
-    _OPTIONS = ('windows',)
+    _OPTIONS = ('windows', *COMMON)
     part_registries = {
         'vae': 'MODELS',
         'image_encoder': 'MODELS',
@@ -137,6 +138,7 @@ class StableVideoDiffusion(PictureTraining):
             max_frames=self.unet.max_frames,
             levels=len(self.unet.down_blocks),
             num_frames=self.unet.num_frames,
+            deepest=self.unet.deepest,
         )
 
     # Sampling ---------------------------------------------------------------------------------
@@ -163,6 +165,8 @@ class StableVideoDiffusion(PictureTraining):
         guidance_scale: Any = None,
         sigmas: Sequence[float] | None = None,
         windows: dict[str, Any] | int | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate pictures.
@@ -192,6 +196,8 @@ class StableVideoDiffusion(PictureTraining):
             guidance_scale: in place of the two: a number, one for each frame, or keyframes.
             sigmas: noise levels in place of the scheduler's, falling to a last 0.
             windows: for clips longer than the model's: ``dict(length=14, overlap=4)`` or a length.
+            guidance_interval: see ``AnimateDiff.infer``.
+            deep_cache: likewise.
             output_type: ``'video'``, or ``'latent'`` for what ``decode`` takes.
 
         Returns:
@@ -215,6 +221,8 @@ class StableVideoDiffusion(PictureTraining):
             guidance_scale=guidance_scale,
             sigmas=sigmas,
             windows=windows,
+            guidance_interval=guidance_interval,
+            deep_cache=deep_cache,
             output_type=output_type,
         )
         request, pictures = read_call(arguments, self._facts())

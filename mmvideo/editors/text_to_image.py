@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mmvideo.editors.latent_diffusion import LatentDiffusion
+from mmvideo.editors.options import COMMON
 from mmvideo.editors.request import Request, make_samples
 from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.registry import MODELS
@@ -17,7 +18,7 @@ from mmvideo.registry import MODELS
 class TextToImage(LatentDiffusion):
     """A latent text-to-image model (Rombach et al. 2022). Arguments: see ``LatentDiffusion``."""
 
-    _OPTIONS = ('free_u',)
+    _OPTIONS = ('free_u', *COMMON)
 
     def infer(
         self,
@@ -41,6 +42,8 @@ class TextToImage(LatentDiffusion):
         ip_adapter_image_embeds: Any = None,
         clip_skip: int | None = None,
         free_u: dict[str, Any] | bool | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
     ) -> dict[str, Any]:
         """Draw pictures; arguments as ``AnimateDiff.infer``.
 
@@ -55,7 +58,13 @@ class TextToImage(LatentDiffusion):
             height=height or self.default_size,
             width=width or self.default_size,
             num_inference_steps=num_inference_steps,
-            options=self._options(1, guidance_scale=guidance_scale, free_u=free_u),
+            options=self._options(
+                1,
+                guidance_scale=guidance_scale,
+                free_u=free_u,
+                guidance_interval=guidance_interval,
+                deep_cache=deep_cache,
+            ),
             eta=eta,
             decode_chunk_size=decode_chunk_size,
             clip_skip=clip_skip,

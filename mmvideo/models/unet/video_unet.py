@@ -166,6 +166,11 @@ class VideoUNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
         self.max_frames = _max_frames(self)
 
+    @property
+    def deepest(self) -> int:
+        """Skip connections after the first, the most that ``DeepFeatures.depth`` can be."""
+        return sum(len(stage.resnets) for stage in self.up_blocks) - 1
+
     def enable_gradient_checkpointing(self, enable: bool = True) -> None:
         """Recompute every resnet, transformer and temporal module in the backward pass."""
         self.gradient_checkpointing = enable
@@ -196,7 +201,8 @@ class VideoUNet(nn.Module):
                 connection, finest first.
             mid_block_additional_residual: ControlNet's, for the output of the middle stage.
             images: pictures beside the prompt, see ``IPAdapter.image_keys``.
-            controls: FreeU, FreeNoise's windows and the strength of motion, see ``Controls``.
+            controls: FreeU, FreeNoise's windows, the strength of motion and deep features of an
+                earlier call, see ``Controls``.
             conditions: what the ``embeddings`` take, by name: ``added_time_ids`` for SVD; ``fps``,
                 ``image_latents`` and ``image_embeddings`` for I2VGen-XL.
             image_only: [N, T], true for frames that are pictures by themselves, for a model with
@@ -226,19 +232,42 @@ class VideoUNet(nn.Module):
         x = self.conv_in(x.transpose(1, 2).flatten(0, 1))  # N*T C H W
         if self.transformer_in is not None:
             x = run_module(self.transformer_in, x, context)
-        skips = [x]
-        for index, stage in enumerate(self.down_blocks):
-            x, more = stage(x, context.within(f'down.{index}'))
-            skips += more
+        deep = controls.deep
+        reused = deep is not None and deep.reused
+        x, skips = self._way_down(x, context, deep.depth if deep is not None and reused else None)
         if down_block_additional_residuals is not None:
-            skips = _add_each(skips, down_block_additional_residuals)
-        x = self.mid_block(x, context.within('mid'))
-        if mid_block_additional_residual is not None:
-            x = x + mid_block_additional_residual
-        for index, stage in enumerate(self.up_blocks):
-            x = stage(x, skips, context.within(f'up.{index}'), index)
+            residuals = down_block_additional_residuals
+            skips = _add_each(skips, residuals[: len(skips)] if reused else residuals)
+        if deep is not None and deep.kept is not None:
+            x = deep.kept
+        else:
+            x = self.mid_block(x, context.within('mid'))
+            if mid_block_additional_residual is not None:
+                x = x + mid_block_additional_residual
+        x = self._way_up(x, skips, context)
         x = self.conv_out(self.conv_norm_out(x, context.frames, silu=True))
         return x.unflatten(0, (-1, context.frames)).transpose(1, 2)
+
+    def _way_down(
+        self, x: Tensor, context: LayerContext, most: int | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The coarsest map and the skip connections, after the first one ``most``, None for all."""
+        skips = [x]
+        for index, stage in enumerate(self.down_blocks):
+            left = None if most is None else most + 1 - len(skips)
+            x, more = stage(x, context.within(f'down.{index}'), left)
+            skips += more
+        return x, skips
+
+    def _way_up(self, x: Tensor, skips: list[Tensor], context: LayerContext) -> Tensor:
+        """From the middle, or from where the latest of fewer skip connections is met."""
+        left_out = self.deepest + 1 - len(skips)
+        for index, stage in enumerate(self.up_blocks):
+            layers = len(stage.resnets)
+            if left_out < layers:
+                x = stage(x, skips, context.within(f'up.{index}'), index, left_out)
+            left_out = max(left_out - layers, 0)
+        return x
 
     def _context(
         self,
@@ -286,6 +315,11 @@ class VideoUNet(nn.Module):
             raise InputError(
                 f'encoder_hidden_states has {text.shape[0]} rows: expected {clips}, one for each '
                 f'clip, or {clips * frames}, one for each frame'
+            )
+        deep = controls.deep
+        if deep is not None and not 1 <= deep.depth <= self.deepest:
+            raise InputError(
+                f'deep.depth={deep.depth}: expected an integer from 1 to {self.deepest}.'
             )
         if self.max_frames is not None:
             windows = controls.windows
