@@ -138,6 +138,7 @@ class Denoising:
         images = image_keys(self, request.pictures, (height, width), len(group), guided)
         controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
         conduct = self._conductor(group, request, guided)
+        told = {'guidance': float(options.guidance.values[0])} if options.told_guidance else {}
         memory = None if options.deep_cache is None else options.deep_cache.memory()
 
         def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor, span: Span) -> Tensor:
@@ -153,9 +154,9 @@ class Denoising:
                 deep = _deep_features(memory, options.deep_cache.depth, frames, span)
                 changed = replace(changed, deep=deep)
             step = timestep.to(self.device)
-            text, added = context.at(frames), {}
+            text, added = context.at(frames), dict(told)
             if conduct is not None:
-                added = conduct(noisy, step, text, frames, span, controls.windows)
+                added |= conduct(noisy, step, text, frames, span, controls.windows)
             prediction = self.unet(
                 halves, step, text, images=seen, controls=changed, conditions=conditions, **added
             )

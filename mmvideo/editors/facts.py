@@ -27,6 +27,8 @@ class Facts:
         levels: stages of the denoiser on its way down.
         num_frames: length of the clips of training, where the denoiser's config tells.
         deepest: see ``VideoUNet.deepest``.
+        told_guidance: whether the denoiser has guidance in itself, see
+            ``VideoUNet.time_cond_proj_dim``.
     """
 
     vae_scale: int
@@ -36,6 +38,7 @@ class Facts:
     levels: int = 4
     num_frames: int | None = None
     deepest: int = 11
+    told_guidance: bool = False
 
     @property
     def default_size(self) -> int:
@@ -58,6 +61,7 @@ def read_facts(model: Mapping[str, Any]) -> Facts:
         levels=stages,
         num_frames=unet.get('num_frames'),
         deepest=_deepest(unet.get('layers_per_block', 2), stages),
+        told_guidance=unet.get('time_cond_proj_dim') is not None,
     )
 
 

@@ -191,7 +191,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         values.update(arguments)
         frames = values.get(cls._FRAMES, 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
-        options = read_options(chosen, frames, facts.max_frames, facts.levels, facts.deepest)
+        limits = (facts.max_frames, facts.levels, facts.deepest, facts.told_guidance)
+        options = read_options(chosen, frames, *limits)
         as_prompts(values.get('prompt'), num_frames=frames)
         as_prompts(values.get('negative_prompt') or '', 'negative_prompt', frames)
         check_seeds(values.get('seed'))
@@ -219,7 +220,10 @@ class LatentDiffusion(Adaptable, LatentEditor):
     def _options(self, num_frames: int, **values: Any) -> Options:
         """The options among the arguments of ``infer``."""
         levels = len(self.unet.down_blocks)
-        return read_options(values, num_frames, self.unet.max_frames, levels, self.unet.deepest)
+        told = self.unet.time_cond_proj_dim is not None
+        return read_options(
+            values, num_frames, self.unet.max_frames, levels, self.unet.deepest, told
+        )
 
     def _check(self, request: Request) -> None:
         """``check`` for a model that is built."""

@@ -54,6 +54,7 @@ class Options:
         motion_scale: by block, factor on the temporal attention's queries.
         motion_strength: by block, factor on what motion modules add.
         guidance_interval: shares of the steps between which guidance is on.
+        told_guidance: the denoiser is told of the guidance, which needs no second half then.
     """
 
     num_frames: int
@@ -66,11 +67,12 @@ class Options:
     motion_strength: Mapping[str, Timeline] = field(default_factory=dict)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     deep_cache: DeepCache | None = None
+    told_guidance: bool = False
 
     @property
     def guided(self) -> bool:
-        """Whether any frame is guided; a scale of 1 or less is not."""
-        return max(self.guidance.values) > 1
+        """Whether any frame is guided by a second half; a scale of 1 or less is not."""
+        return max(self.guidance.values) > 1 and not self.told_guidance
 
     def guides(self, span: tuple[float, float]) -> bool:
         """Whether a step from one share of the sampling to another is guided: if it lies inside."""
@@ -138,6 +140,7 @@ def read_options(
     max_frames: int | None,
     levels: int,
     deepest: int | None = None,
+    told_guidance: bool = False,
 ) -> Options:
     """Options from arguments of ``infer``; those that are absent are not used.
 
@@ -147,13 +150,14 @@ def read_options(
         max_frames: positions of the motion modules, None without such modules.
         levels: stages of the denoiser on its way down.
         deepest: the most layers that ``deep_cache`` can run in every step, None where not known.
+        told_guidance: whether the denoiser has guidance in itself.
 
     Raises:
         InputError: naming the argument, its key and value, and the nearest valid one.
     """
     check_whole('num_frames', num_frames, 1)
     noise = _read_free_noise(values.get('free_noise'), max_frames)
-    return Options(
+    found = Options(
         num_frames=num_frames,
         guidance=number_timeline(values.get('guidance_scale', 1.0), 'guidance_scale', num_frames),
         windows=read_windows(values.get('windows'), max_frames),
@@ -166,7 +170,17 @@ def read_options(
         },
         guidance_interval=read_guidance_interval(values.get('guidance_interval')),
         deep_cache=_read_deep_cache(values.get('deep_cache'), deepest),
+        told_guidance=told_guidance,
     )
+    if told_guidance and not found.guidance.constant:
+        raise InputError(
+            'guidance_scale: this model is told of one scale for the whole clip; give a number.'
+        )
+    if told_guidance and found.guidance_interval != (0.0, 1.0):
+        raise InputError(
+            'guidance_interval: this model has guidance in itself, in every step; leave it out.'
+        )
+    return found
 
 
 def block_names(levels: int) -> list[str]:

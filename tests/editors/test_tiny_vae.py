@@ -74,7 +74,7 @@ def test_it_decodes_the_latents_of_an_editor(folder: Path, build: Callable) -> N
         own = editor.vae.decode(latents[0].transpose(0, 1)).sample
     expected = own.add(1).div(2).clamp(0, 1).transpose(0, 1)[None]
     assert frames.shape == (1, 3, 3, 16, 16)
-    assert float((frames - expected).abs().max()) <= 1e-6
+    assert float((frames - expected).abs().max()) <= 1e-5
     assert float(frames.std()) > 0.01
 
 

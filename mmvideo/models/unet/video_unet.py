@@ -22,6 +22,7 @@ from mmvideo.models.unet.assembly import (
     LayerPlan,
     build_temporal,
     check_motion,
+    check_told,
     cross_attention,
     down_stages,
     make_slots,
@@ -38,11 +39,11 @@ from mmvideo.models.unet.conditions import (
     extra_channels,
 )
 from mmvideo.models.unet.context import Controls, ImageContext, LayerContext, NormScope
-from mmvideo.models.unet.embeddings import TimestepEmbedding, timestep_wave
+from mmvideo.models.unet.embeddings import TimestepEmbedding, guidance_sinusoid, timestep_wave
 from mmvideo.models.unet.motion import FrameTransformer, check_frames
 from mmvideo.models.unet.resnet import ScopedGroupNorm
 from mmvideo.models.unet.spatio_temporal import Mixing
-from mmvideo.models.unet.stages import MidStage, run_module
+from mmvideo.models.unet.stages import MidStage, UpStage, run_module
 from mmvideo.registry import MODELS
 
 
@@ -84,6 +85,8 @@ class VideoUNet(nn.Module):
         embeddings: configs of the modules for what the model is told besides time and prompt, by
             the name of their parameters; see ``conditions``.
         num_frames: length of the clips of training, kept for who needs a default.
+        time_cond_proj_dim: width of the guidance scale's sinusoid, for a model that was distilled
+            with guidance in it (latent consistency models); None for others. diffusers' name.
         gradient_checkpointing: recompute every layer in the backward pass.
 
     Raises:
@@ -118,6 +121,7 @@ class VideoUNet(nn.Module):
         transformer_in: Mapping[str, Any] | None = None,
         embeddings: Mapping[str, Mapping[str, Any]] | None = None,
         num_frames: int | None = None,
+        time_cond_proj_dim: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -152,7 +156,11 @@ class VideoUNet(nn.Module):
         self.transformer_in: nn.Module | None = None
         if transformer_in is not None:
             self.transformer_in = build_temporal(transformer_in, widths[0], norm_num_groups)
-        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        check_told(time_cond_proj_dim)
+        self.time_cond_proj_dim = time_cond_proj_dim
+        self.time_embedding = TimestepEmbedding(
+            widths[0], 4 * widths[0], told_channels=time_cond_proj_dim
+        )
         self.embedding_names = tuple(extra)
         for name, module in extra.items():
             self.add_module(name, module)
@@ -169,7 +177,10 @@ class VideoUNet(nn.Module):
     @property
     def deepest(self) -> int:
         """Skip connections after the first, the most that ``DeepFeatures.depth`` can be."""
-        return sum(len(stage.resnets) for stage in self.up_blocks) - 1
+        return sum(len(stage.resnets) for stage in self._up_stages()) - 1
+
+    def _up_stages(self) -> list[UpStage]:
+        return [stage for stage in self.up_blocks if isinstance(stage, UpStage)]
 
     def enable_gradient_checkpointing(self, enable: bool = True) -> None:
         """Recompute every resnet, transformer and temporal module in the backward pass."""
@@ -190,6 +201,7 @@ class VideoUNet(nn.Module):
         controls: Controls | None = None,
         conditions: Mapping[str, Tensor] | None = None,
         image_only: Tensor | None = None,
+        guidance: float | None = None,
     ) -> Tensor:
         """Predict the noise (or what the scheduler's prediction type says) in ``sample``.
 
@@ -207,6 +219,7 @@ class VideoUNet(nn.Module):
                 ``image_latents`` and ``image_embeddings`` for I2VGen-XL.
             image_only: [N, T], true for frames that are pictures by themselves, for a model with
                 ``temporal_mixing``.
+            guidance: scale that a model with ``time_cond_proj_dim`` is told; None tells nothing.
 
         Returns:
             [N, C_out, T, H, W].
@@ -223,6 +236,7 @@ class VideoUNet(nn.Module):
             timestep,
             encoder_hidden_states,
             conditions or {},
+            guidance,
             images=images or {},
             image_only=image_only,
             controls=controls,
@@ -262,7 +276,7 @@ class VideoUNet(nn.Module):
     def _way_up(self, x: Tensor, skips: list[Tensor], context: LayerContext) -> Tensor:
         """From the middle, or from where the latest of fewer skip connections is met."""
         left_out = self.deepest + 1 - len(skips)
-        for index, stage in enumerate(self.up_blocks):
+        for index, stage in enumerate(self._up_stages()):
             layers = len(stage.resnets)
             if left_out < layers:
                 x = stage(x, skips, context.within(f'up.{index}'), index, left_out)
@@ -275,10 +289,17 @@ class VideoUNet(nn.Module):
         timestep: Tensor | float,
         text: Tensor,
         conditions: Mapping[str, Tensor],
+        guidance: float | None,
         **others: Any,
     ) -> LayerContext:
         """Time embedded once a clip, text once for all frames."""
-        time = self.time_embedding(timestep_wave(timestep, sample, self.block_out_channels[0]))
+        wave = timestep_wave(timestep, sample, self.block_out_channels[0])
+        told = None
+        if guidance is not None:
+            if self.time_cond_proj_dim is None:
+                raise InputError(f'guidance={guidance}: this model is not told of any.')
+            told = guidance_sinusoid(guidance, self.time_cond_proj_dim).to(wave)
+        time = self.time_embedding(wave, told)
         time = sum(self._embedded('time', conditions, sample), time)
         tokens = self._embedded('tokens', conditions, sample)
         if tokens:
