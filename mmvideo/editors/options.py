@@ -169,7 +169,7 @@ def read_options(
             for name in ('motion_scale', 'motion_strength')
         },
         guidance_interval=read_guidance_interval(values.get('guidance_interval')),
-        deep_cache=_read_deep_cache(values.get('deep_cache'), deepest),
+        deep_cache=read_deep_cache(values.get('deep_cache'), deepest),
         told_guidance=told_guidance,
     )
     if told_guidance and not found.guidance.constant:
@@ -276,7 +276,8 @@ def _read_free_u(value: Any) -> FreeU | None:
     return found
 
 
-def _read_deep_cache(value: Any, deepest: int | None) -> DeepCache | None:
+def read_deep_cache(value: Any, deepest: int | None = None) -> DeepCache | None:
+    """The argument ``deep_cache``: a dict of settings, the interval, True or None."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = {'interval': value}
     found = read_settings(DeepCache, 'deep_cache', value)
