@@ -77,6 +77,7 @@ def read_call(values: Mapping[str, Any], facts: Facts) -> tuple[ClipRequest, lis
     chosen = {name: values.get(name) for name in ('windows', *COMMON)}
     chosen['guidance_scale'] = guidance
     options = read_options(chosen, frames, facts.max_frames, facts.levels, facts.deepest)
+    options.check_steps(settings['num_inference_steps'])
     pictures = _pictures(as_list(values['image']), given_size, facts)
     height, width = pictures[0].shape[-2:]
     told = {key: values[key] for key in ('fps', 'motion_bucket_id', 'noise_aug_strength')}

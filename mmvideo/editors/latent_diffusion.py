@@ -208,6 +208,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             multiple=facts.vae_scale,
             max_frames=options.frame_limit(facts.max_frames),
         )
+        options.check_steps(values['num_inference_steps'])
         if values.get('clip_skip') is not None:
             check_clip_skip(values['clip_skip'], text_layers(model))
         height, width = values.get('height'), values.get('width')
@@ -235,6 +236,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             multiple=self.vae_scale,
             max_frames=request.options.frame_limit(self.unet.max_frames),
         )
+        request.options.check_steps(request.num_inference_steps)
         check_clip_skip(request.clip_skip, self.text_encoder.config.num_hidden_layers)
         self._check_latents(request)
         clip = (request.height, request.width)

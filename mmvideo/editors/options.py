@@ -13,6 +13,7 @@ T frames.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -78,6 +79,18 @@ class Options:
         """Whether a step from one share of the sampling to another is guided: if it lies inside."""
         first, last = self.guidance_interval
         return self.guided and first <= span[0] and span[1] <= last
+
+    def check_steps(self, steps: int) -> None:
+        """Raise InputError where guidance is wanted and none of ``steps`` would have it."""
+        spans = ((step / steps, (step + 1) / steps) for step in range(steps))
+        if not self.guided or any(self.guides(span) for span in spans):
+            return
+        first, last = self.guidance_interval
+        low, high = math.floor(first * steps) / steps, math.ceil(last * steps) / steps
+        raise InputError(
+            f'guidance_interval={[first, last]}: none of {steps} steps lies inside; the nearest '
+            f'with one is [{low:g}, {high:g}].'
+        )
 
     def guidance_scale(self, frames: Tensor | None = None) -> float | Tensor:
         """A number, or [1, 1, t, 1, 1] for some frames or all; a frame without guidance has 1."""

@@ -178,6 +178,7 @@ def test_memory_forgets_what_no_step_can_use() -> None:
         (dict(guidance_interval=[0.2, 80]), r'such as \[0\.2, 1\.0\]'),
         (dict(guidance_interval=[0.5, 0.5]), 'first < last'),
         (dict(guidance_interval=[0, float('nan')]), 'first < last'),
+        (dict(guidance_interval=[0.3, 0.7]), r'none of 4 steps .* is \[0\.25, 0\.75\]'),
         (dict(deep_cache='fast'), "deep_cache='fast': expected a dict"),
         (dict(deep_cache=dict(intervall=3)), "takes no 'intervall'.*'interval'"),
         (dict(deep_cache=dict(interval=0)), r'deep_cache\.interval=0: expected an integer >= 1'),
