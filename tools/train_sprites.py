@@ -16,7 +16,16 @@ examples:
   python tools/infer.py configs/sprites/pia_sprites.py --cfg-options \\
       model.motion_module.from_pretrained=work_dirs/sprites/weights
 """
-STAGES = ('vae', 't2i_near', 't2i', 'animatediff_centred', 'animatediff', 'pia', 'neon')
+STAGES = (
+    'vae',
+    't2i_near',
+    't2i',
+    'animatediff_centred',
+    'animatediff',
+    'pia_still',
+    'pia',
+    'neon',
+)
 
 
 def parse_args() -> argparse.Namespace:

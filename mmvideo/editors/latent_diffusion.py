@@ -248,7 +248,6 @@ class LatentDiffusion(Adaptable, LatentEditor):
 
     def loss(self, clean: torch.Tensor, data_samples: dict) -> dict[str, torch.Tensor]:
         """The denoising loss for clean latents [N, C, T, H, W] (Ho et al. 2020, algorithm 1)."""
-        config = self.train_scheduler.config
         noise = self._training_noise(clean)
         timesteps = torch.randint(*self.timestep_range, clean.shape[:1], device=clean.device)
         alpha_bar = self.train_scheduler.alphas_cumprod.to(clean.device)[timesteps]
@@ -256,11 +255,15 @@ class LatentDiffusion(Adaptable, LatentEditor):
         context = self._training_context(given(data_samples, 'caption', 'a text'))
         others = self._training_arguments(clean, data_samples)
         prediction = self.unet(noisy, timesteps, context, **others)
-        kind = config.prediction_type
+        kind = self.train_scheduler.config.prediction_type
         target = prediction_target(kind, clean, noise, alpha_bar)
-        gamma = self.min_snr_gamma
-        weights = None if gamma is None else min_snr_weights(kind, alpha_bar, gamma)
+        weights = self._loss_weights(alpha_bar, data_samples)
         return dict(loss=weighted_mse(prediction, target, weights))
+
+    def _loss_weights(self, alpha_bar: torch.Tensor, samples: dict) -> torch.Tensor | None:
+        """Weights of the loss, see ``weighted_mse``."""
+        gamma, kind = self.min_snr_gamma, self.train_scheduler.config.prediction_type
+        return None if gamma is None else min_snr_weights(kind, alpha_bar, gamma)
 
     def _training_noise(self, clean: torch.Tensor) -> torch.Tensor:
         return torch.randn_like(clean)

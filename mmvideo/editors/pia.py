@@ -21,7 +21,7 @@ from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.preprocessor import first_frames, given
 from mmvideo.editors.request import Request, Sample, make_samples, spread
 from mmvideo.editors.starts import read_strength
-from mmvideo.errors import InputError
+from mmvideo.errors import ConfigError, InputError
 from mmvideo.models.conditioning.affinity import nearest_condition
 from mmvideo.models.conditioning.clip import frames_as_pictures
 from mmvideo.models.conditioning.image_prompt import ImagePrompts
@@ -37,6 +37,9 @@ class PIA(AnimateDiff):
         condition_module: config of ``PIACondition``.
         first_channels: whose first four input channels and bias: ``'base'`` keeps the (perhaps
             personalised) image model's, ``'pia'`` takes those of PIA's checkpoint.
+        condition_loss_weight: of the condition frame in the training loss, where every other
+            frame counts 1; the mean over a clip stays 1. Above 1 a small model holds the picture
+            better. 1 is the official loss.
         kwargs: see ``LatentDiffusion``.
     """
 
@@ -45,8 +48,16 @@ class PIA(AnimateDiff):
     _OPTIONS = tuple(name for name in OPTIONS if name != 'motion_scale')
 
     def __init__(
-        self, condition_module: dict, first_channels: Literal['base', 'pia'] = 'base', **kwargs: Any
+        self,
+        condition_module: dict,
+        first_channels: Literal['base', 'pia'] = 'base',
+        condition_loss_weight: float = 1.0,
+        **kwargs: Any,
     ) -> None:
+        if not condition_loss_weight > 0:
+            raise ConfigError(
+                f'model.condition_loss_weight={condition_loss_weight!r}: expected a number above 0.'
+            )
         condition = MODELS.build(condition_module)
         # Read while the parent builds the denoiser: plain data, which a module may hold early.
         self.__dict__['_unet_choices'] = dict(
@@ -54,6 +65,7 @@ class PIA(AnimateDiff):
         )
         super().__init__(**kwargs)
         self.condition_module = condition
+        self.condition_loss_weight = condition_loss_weight
 
     def _unet_options(self) -> dict[str, Any]:
         return self._unet_choices
@@ -272,6 +284,15 @@ class PIA(AnimateDiff):
             noisy, samples['condition_latent'], samples['affinity']
         )
 
+    def _loss_weights(self, alpha_bar: torch.Tensor, samples: dict) -> torch.Tensor | None:
+        weights = super()._loss_weights(alpha_bar, samples)
+        if self.condition_loss_weight == 1:
+            return weights
+        frames = torch.ones_like(samples['affinity'], dtype=torch.float32)
+        frames.scatter_(1, samples['condition_frame'][:, None], self.condition_loss_weight)
+        frames = frames / frames.mean(1, keepdim=True)
+        return frames if weights is None else frames * weights[:, None]
+
     def loss(self, clean: torch.Tensor, data_samples: dict) -> dict[str, torch.Tensor]:
         """The denoising loss; the condition is a frame of the clip, drawn uniformly a sample.
 
@@ -280,6 +301,7 @@ class PIA(AnimateDiff):
         frames = clean.shape[2]
         chosen = torch.randint(frames, clean.shape[:1], device=clean.device)
         rows = torch.arange(len(chosen), device=clean.device)
+        data_samples['condition_frame'] = chosen
         data_samples['condition_latent'] = clean[rows, :, chosen]
         data_samples['affinity'] = self.condition_module.training_affinity(
             given(data_samples, 'affinity_scores', 'every frame against every frame'), chosen
