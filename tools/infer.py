@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from mmvideo.apis.cli import Parser, count, run_tool
 
 EXAMPLES = """
 examples:
@@ -26,20 +28,12 @@ examples:
   python tools/infer.py CONFIG --control control_v11p_sd15_openpose.pth:0.8 --control-video poses/
   python tools/infer.py CONFIG --sparse-control v3_sd15_sparsectrl_scribble.ckpt \\
       --control-video sketch.png
+  python tools/infer.py configs/svd/svd.py --image lake.png --motion-bucket-id 180 --fps 10
   python tools/infer.py CONFIG --num-frames 64 --windows 16 --dry-run
   python tools/infer.py CONFIG --prompt "$(printf '0: a lake in spring\\n8: a lake in winter')"
   python tools/infer.py outputs/pia_sprites.mp4                  the same frames again
   python tools/infer.py outputs/pia_sprites.mp4 --seed 7         its settings, another seed
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message without the usage; leave with 2."""
-        print(f'error: {message} (see --help)', file=sys.stderr)
-        sys.exit(2)
 
 
 def seed(text: str) -> int:
@@ -50,17 +44,6 @@ def seed(text: str) -> int:
         value = -1
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f'{text!r}: expected an integer from 0 to 2^63 - 1')
-    return value
-
-
-def count(text: str) -> int:
-    """A number of frames, steps or pixels."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r}: expected an integer of at least 1')
     return value
 
 
@@ -94,9 +77,7 @@ def adapter(kind: str) -> Callable[[str], dict[str, Any]]:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='a config, a model name, or a video with its recipe inside')
     what = parser.add_argument_group('what to make (default: what the config says)')
     add = what.add_argument
@@ -135,6 +116,14 @@ def parse_args() -> argparse.Namespace:
         metavar='X',
         help='1 starts from noise, less from the picture or --video',
     )
+    add('--motion-bucket-id', type=float, metavar='N',
+        help='amount of motion, 0 to 255 (Stable Video Diffusion)')  # fmt: skip
+    add('--noise-aug-strength', type=float, metavar='X',
+        help='noise on the picture: more is less like it (the same)')  # fmt: skip
+    add('--min-guidance-scale', type=float, metavar='X', help='of the first frame (the same)')
+    add('--max-guidance-scale', type=float, metavar='X', help='of the last frame (the same)')
+    add('--target-fps', type=int, metavar='N',
+        help='frames a second that the model is told, not the file (I2VGen-XL)')  # fmt: skip
     add('--clip-skip', type=int, metavar='N', help='layers of the text encoder to leave out')
     add('--height', type=count, metavar='H', help='pixels')
     add('--width', type=count, metavar='W', help='pixels')
@@ -156,8 +145,7 @@ def parse_args() -> argparse.Namespace:
         metavar='FILE[:SCALE]', help='likewise a SparseCtrl, after those of --control')  # fmt: skip
     add('--fps', type=float, metavar='N', help='frames a second of the file')
     add('--out', metavar='PATH', help='an mp4, gif, webp or png to write, or a folder')
-    add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-        help='override settings of the config, such as model.scheduler.beta_end=0.02')  # fmt: skip
+    parser.add_cfg_options(how)
     add('--allow-other-weights', action='store_true',
         help='make a recipe again although the weight files have changed')  # fmt: skip
     add('--dry-run', action='store_true', help='say what would be done; read no weights')
@@ -188,6 +176,11 @@ def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
         'motion_scale': scale[0] if scale and len(scale) == 1 else scale,
         'condition_frame': frames[0] if frames and len(frames) == 1 else frames,
         'strength': args.strength,
+        'motion_bucket_id': args.motion_bucket_id,
+        'noise_aug_strength': args.noise_aug_strength,
+        'min_guidance_scale': args.min_guidance_scale,
+        'max_guidance_scale': args.max_guidance_scale,
+        'target_fps': args.target_fps,
         'clip_skip': args.clip_skip,
         'ip_adapter_image': args.ip_adapter_image,
         'height': args.height,
@@ -268,19 +261,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Exit code 0 when all is done, 2 for bad input, 130 when interrupted."""
-    args = parse_args()
-    from mmvideo.errors import UserError
-
-    try:
-        run(args)
-    except UserError as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: the video in the making was not written', file=sys.stderr)
-        return 130
-    return 0
+    """The exit code, see ``run_tool``."""
+    return run_tool(run, parse_args(), interrupted='the video in the making was not written')
 
 
 if __name__ == '__main__':

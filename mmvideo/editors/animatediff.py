@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmvideo.checkpoints.save import save_part
-from mmvideo.diffusion.inversion import Inversion
+from mmvideo.editors.controls import ARGUMENTS as CONTROL_ARGUMENTS
 from mmvideo.editors.controls import Controlled, check_controls, read_controls, settings_of
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.parts import export_motion_adapter
-from mmvideo.editors.request import Request, make_samples
+from mmvideo.editors.request import Request, Sample, make_samples
 from mmvideo.editors.starts import Starts, read_inversion, read_strength
 from mmvideo.models.conditioning.clip import prepare_clip
-from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.registry import MODELS, SCHEDULERS
 
 
@@ -164,61 +163,46 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         Raises:
             InputError: before anything is computed.
         """
-        strength = read_strength(strength, video, picture=False, inversion=inversion)
-        found = self._read_inversion(inversion, video, video_length, latents, free_init, eta)
+        call = dict(locals())
         clip = self._clip(video, video_length, height, width)
         if clip is not None:
             height, width = clip.shape[-2:]
-        request = Request(
-            samples=make_samples(
-                prompt,
-                negative_prompt,
-                num_videos_per_prompt,
-                seed,
-                generator,
-                latents,
-                num_frames=video_length,
-            ),
+        samples = make_samples(
+            prompt,
+            negative_prompt,
+            num_videos_per_prompt,
+            seed,
+            generator,
+            latents,
             num_frames=video_length,
-            height=height or self.default_size,
-            width=width or self.default_size,
-            num_inference_steps=num_inference_steps,
-            options=self._options(
-                video_length,
-                guidance_scale=guidance_scale,
-                windows=windows,
-                free_init=free_init,
-                free_u=free_u,
-                free_noise=free_noise,
-                motion_scale=motion_scale,
-                motion_strength=motion_strength,
-                guidance_interval=guidance_interval,
-                deep_cache=deep_cache,
-            ),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            output_type=output_type,
-            clip_skip=clip_skip,
-            strength=strength,
-            video=clip,
-            inversion=found,
-            controls=self._read_controls(
-                video_length,
-                height or self.default_size,
-                width or self.default_size,
-                control_videos=control_videos,
-                control_frames=control_frames,
-                control_scale=control_scale,
-                control_start=control_start,
-                control_end=control_end,
-                guess_mode=guess_mode,
-            ),
-            image_prompts=ImagePrompts(
-                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
-            ),
         )
+        size = self.default_size
+        request = self._request(call, samples, height or size, width or size, video=clip)
         self._check(request)
         return self._infer(request, callback)
+
+    def _request(
+        self,
+        call: Mapping[str, Any],
+        samples: list[Sample],
+        height: int,
+        width: int,
+        **more: Any,
+    ) -> Request:
+        """See ``LatentDiffusion._request``; the strength and what controls see too."""
+        given = {name: call[name] for name in CONTROL_ARGUMENTS}
+        return super()._request(
+            call,
+            samples,
+            height,
+            width,
+            strength=read_strength(
+                call['strength'], call['video'], self._STARTS_FROM_PICTURE, call['inversion']
+            ),
+            inversion=read_inversion(call, lambda: self.scheduler),
+            controls=self._read_controls(call['video_length'], height, width, **given),
+            **more,
+        )
 
     @classmethod
     def check(cls, model: dict, arguments: dict) -> None:
@@ -236,15 +220,6 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         if video is not None:
             prepare_clip(video, length, *size, multiple)
         read_controls(arguments, settings_of(controls), length, size, multiple)
-
-    def _read_inversion(
-        self, inversion: Any, video: Any, length: int, latents: Any, free_init: Any, eta: float
-    ) -> Inversion | None:
-        given = dict(inversion=inversion, video=video, video_length=length, eta=eta)
-        noise = None if latents is None else True
-        return read_inversion(
-            dict(given, latents=noise, free_init=free_init), lambda: self.scheduler
-        )
 
     def _clip(
         self, video: Any, num_frames: int, height: int | None, width: int | None

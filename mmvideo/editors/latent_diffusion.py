@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmvideo.checkpoints.save import save_part, save_scheduler, save_tokenizer
+from mmvideo.checkpoints.save import save_part, save_tokenizer
 from mmvideo.diffusion.objective import (
     PREDICTION_TYPES,
     add_noise,
@@ -24,7 +24,7 @@ from mmvideo.editors.image_prompts import (
     image_prompts,
     prepare_image_prompts,
 )
-from mmvideo.editors.latent_editor import LatentEditor
+from mmvideo.editors.latent_editor import LatentEditor, check_lora
 from mmvideo.editors.options import Options, read_options
 from mmvideo.editors.parts import (
     build_unet,
@@ -35,6 +35,7 @@ from mmvideo.editors.parts import (
 from mmvideo.editors.preprocessor import build_preprocessor, given
 from mmvideo.editors.request import (
     Request,
+    Sample,
     as_prompts,
     check_clip_skip,
     check_seeds,
@@ -45,6 +46,8 @@ from mmvideo.models.conditioning.text import encode_prompts
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 
 _SHARED_SETTINGS = ('num_inference_steps', 'eta', 'decode_chunk_size', 'output_type')
+# Arguments of ``infer`` that a request holds as they are.
+_KEPT = (*_SHARED_SETTINGS, 'clip_skip')
 
 
 class LatentDiffusion(Adaptable, LatentEditor):
@@ -60,6 +63,9 @@ class LatentDiffusion(Adaptable, LatentEditor):
         motion_module: config of ``MotionModule``, for editors that animate.
         trainable: regular expressions over parameter names (``unet.down_blocks...``,
             ``text_encoder...``); a parameter is trained when one matches.
+        lora: in place of ``trainable``, a LoRA of the denoiser to train, such as
+            ``dict(rank=8, alpha=8, targets=['attentions.*to_[qkv]'])``, see
+            ``mmvideo.models.adapters.trained_lora.LoRASettings``.
         caption_dropout: probability, per sample, of training without its caption.
         min_snr_gamma: None for the plain mean squared error.
         timestep_range: training draws its timesteps from ``[first, last)``; None is all of them.
@@ -68,10 +74,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         adapters: configs of ``LoRA``, ``MotionLoRA``, ``TextualInversion``, ....
     """
 
-    # What ``infer`` calls the number of frames.
-    _FRAMES = 'video_length'
-    # Layers of the text encoder that training leaves out.
-    _CLIP_SKIP: int | None = None
+    # Layers at the end of the text encoder that training leaves out.
+    train_clip_skip: int | None = None
     part_registries = {
         'vae': 'MODELS',
         'text_encoder': 'MODELS',
@@ -94,6 +98,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         train_scheduler: dict | None = None,
         motion_module: dict | None = None,
         trainable: Sequence[str] = (),
+        lora: dict | None = None,
         caption_dropout: float = 0.1,
         min_snr_gamma: float | None = None,
         timestep_range: Sequence[int] | None = None,
@@ -124,7 +129,9 @@ class LatentDiffusion(Adaptable, LatentEditor):
         self.timestep_range = _bounds(timestep_range, self.train_scheduler)
         self.predict_arguments = dict(predict or {})
         self._check_prediction_type()
+        check_lora(dict(lora=lora, trainable=trainable))
         self.set_trainable(trainable)
+        self._train_lora(lora)
         self._attach_adapters(adapters)
 
     # Parts ------------------------------------------------------------------------------------
@@ -159,6 +166,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             ConfigError: naming the setting.
         """
         check_trained_vae(model.get('vae'))
+        check_lora(model)
         if model.get('timestep_range') is not None:
             schedule = SCHEDULERS.build(copy.deepcopy(_training_schedule(model)))
             _bounds(model['timestep_range'], schedule)
@@ -189,7 +197,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         facts = read_facts(model)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values.update(arguments)
-        frames = values.get(cls._FRAMES, 1)
+        frames = values.get('video_length', 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
         limits = (facts.max_frames, facts.levels, facts.deepest, facts.told_guidance)
         options = read_options(chosen, frames, *limits)
@@ -218,12 +226,42 @@ class LatentDiffusion(Adaptable, LatentEditor):
         clip = None if height is None or width is None else (height, width)
         check_image_prompts(model, image_prompts(values), frames, clip)
 
-    def _options(self, num_frames: int, **values: Any) -> Options:
+    def _request(
+        self,
+        call: Mapping[str, Any],
+        samples: list[Sample],
+        height: int,
+        width: int,
+        **more: Any,
+    ) -> Request:
+        """What a call of ``infer`` asks for.
+
+        Args:
+            call: all its arguments.
+            samples: made of its prompts and seeds.
+            height: pixels, found out where the call leaves it open.
+            width: likewise.
+            more: what an editor has made of other arguments, see ``Request``.
+        """
+        frames = call.get('video_length', 1)
+        return Request(
+            samples=samples,
+            num_frames=frames,
+            height=height,
+            width=width,
+            options=self._options(call, frames),
+            image_prompts=image_prompts(call),
+            **{name: call[name] for name in _KEPT if name in call},
+            **more,
+        )
+
+    def _options(self, call: Mapping[str, Any], num_frames: int) -> Options:
         """The options among the arguments of ``infer``."""
+        chosen = {name: call[name] for name in ('guidance_scale', *self._OPTIONS)}
         levels = len(self.unet.down_blocks)
         told = self.unet.time_cond_proj_dim is not None
         return read_options(
-            values, num_frames, self.unet.max_frames, levels, self.unet.deepest, told
+            chosen, num_frames, self.unet.max_frames, levels, self.unet.deepest, told
         )
 
     def _check(self, request: Request) -> None:
@@ -279,7 +317,9 @@ class LatentDiffusion(Adaptable, LatentEditor):
         dropped = torch.rand(len(captions)) < self.caption_dropout
         texts = ['' if d else c for d, c in zip(dropped.tolist(), captions, strict=True)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_text):
-            return encode_prompts(self.tokenizer, self.text_encoder, texts, None, self._CLIP_SKIP)
+            return encode_prompts(
+                self.tokenizer, self.text_encoder, texts, None, self.train_clip_skip
+            )
 
     def _predict(self, inputs: torch.Tensor | None, samples: dict) -> list[dict]:
         """Samples for a batch's captions, one dict each, with what metrics compare them to."""
@@ -307,9 +347,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             config = self.text_encoder.config.to_dict()
             save_part(folder / 'text_encoder', config, self.text_encoder, dtype=dtype)
             save_tokenizer(folder / 'tokenizer', self.tokenizer)
-        if any(p.requires_grad for p in self.unet.parameters()):
-            self._save_unet(folder, dtype)
-            save_scheduler(folder / 'scheduler', self.scheduler)
+        self._save_denoiser(folder, dtype)
 
 
 def _training_schedule(model: Mapping[str, Any]) -> Any:

@@ -20,11 +20,9 @@ from mmvideo.editors.motion import (
 from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.preprocessor import first_frames, given
 from mmvideo.editors.request import Request, Sample, make_samples, spread
-from mmvideo.editors.starts import read_strength
 from mmvideo.errors import ConfigError, InputError
 from mmvideo.models.conditioning.affinity import nearest_condition
 from mmvideo.models.conditioning.clip import frames_as_pictures
-from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.models.conditioning.pia import prepare_condition_image
 from mmvideo.registry import MODELS
 
@@ -137,9 +135,8 @@ class PIA(AnimateDiff):
 
         Other arguments, result and errors: see ``AnimateDiff.infer``.
         """
+        call = dict(locals())
         frames = condition_frames(condition_frame, video_length)
-        strength = read_strength(strength, video, picture=True, inversion=inversion)
-        found = self._read_inversion(inversion, video, video_length, latents, free_init, eta)
         if image is None and video is not None:
             image = frames_as_pictures(video, video_length, frames)
         images = self._images(image, height, width, len(frames))
@@ -153,46 +150,9 @@ class PIA(AnimateDiff):
             repeat=len(images),
             num_frames=video_length,
         )
-        size = images[0].shape[-2:]
-        request = Request(
-            samples=samples,
-            num_frames=video_length,
-            height=int(size[0]),
-            width=int(size[1]),
-            num_inference_steps=num_inference_steps,
-            options=self._options(
-                video_length,
-                guidance_scale=guidance_scale,
-                windows=windows,
-                free_init=free_init,
-                free_u=free_u,
-                free_noise=free_noise,
-                motion_strength=motion_strength,
-                guidance_interval=guidance_interval,
-                deep_cache=deep_cache,
-            ),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            output_type=output_type,
-            clip_skip=clip_skip,
-            strength=strength,
-            video=self._clip(video, video_length, int(size[0]), int(size[1])),
-            inversion=found,
-            controls=self._read_controls(
-                video_length,
-                int(size[0]),
-                int(size[1]),
-                control_videos=control_videos,
-                control_frames=control_frames,
-                control_scale=control_scale,
-                control_start=control_start,
-                control_end=control_end,
-                guess_mode=guess_mode,
-            ),
-            image_prompts=ImagePrompts(
-                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
-            ),
-        )
+        height, width = images[0].shape[-2:]
+        clip = self._clip(video, video_length, height, width)
+        request = self._request(call, samples, height, width, video=clip)
         self._check(request)
         count = len(samples) // num_videos_per_prompt
         if len(images) not in (1, count):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmvideo.checkpoints.save import save_scheduler
+from mmvideo.checkpoints.save import save_part
 from mmvideo.diffusion.edm import noised
 from mmvideo.editors.clip_request import (
     NUM_FRAMES,
@@ -25,6 +25,7 @@ from mmvideo.editors.clip_request import (
 )
 from mmvideo.editors.denoising import Schedule
 from mmvideo.editors.facts import SAMPLE_SIZE, Facts, read_facts
+from mmvideo.editors.latent_editor import check_lora
 from mmvideo.editors.options import COMMON
 from mmvideo.editors.parts import build_unet, weight_files
 from mmvideo.editors.picture_training import PictureTraining
@@ -48,7 +49,9 @@ class StableVideoDiffusion(PictureTraining):
         unet: config of ``VideoUNet`` with ``temporal_mixing``.
         scheduler: config of ``EulerDiscreteScheduler``, continuous and with v-prediction.
         trainable: regular expressions over parameter names (``^unet``,
-            ``temporal_transformer_blocks``); a parameter is trained when one matches.
+            ``temporal_transformer_blocks``); a parameter is trained when one matches. The
+            published image encoder was frozen; a new one can be trained along.
+        lora: in place of ``trainable``, see ``LatentDiffusion``.
         sigma_mean: of the logarithm of training's noise levels. (SVD-XT was trained with 1.0.)
         sigma_std: likewise, the standard deviation.
         augmentation_mean: of the logarithm of the strength of noise on training's pictures.
@@ -76,6 +79,7 @@ class StableVideoDiffusion(PictureTraining):
         unet: dict,
         scheduler: dict,
         trainable: Sequence[str] = (),
+        lora: dict | None = None,
         sigma_mean: float = 0.7,
         sigma_std: float = 1.6,
         augmentation_mean: float = -3.0,
@@ -106,7 +110,9 @@ class StableVideoDiffusion(PictureTraining):
         self.unet = unet_  # last, as its place says where its optimizer state is
         self._check_parts()
         self.predict_arguments = dict(predict or {})
+        check_lora(dict(lora=lora, trainable=trainable))
         self.set_trainable(trainable)
+        self._train_lora(lora)
 
     # Parts ------------------------------------------------------------------------------------
 
@@ -327,7 +333,6 @@ class StableVideoDiffusion(PictureTraining):
     def _model_input(self, latents: Tensor, extra: Any, frames: Tensor | None) -> Tensor:
         return torch.cat([latents, extra.expand(-1, -1, latents.shape[2], -1, -1)], dim=1)
 
-    @torch.no_grad()
     def _embed(self, pictures: Tensor) -> Tensor:
         """[N, 3, height, width] in [-1, 1] to tokens [N, 1, D]."""
         encoder = self.image_encoder
@@ -351,20 +356,15 @@ class StableVideoDiffusion(PictureTraining):
             clips.append(pixels.float().add(1).div(2).clamp(0, 1).cpu())
         return torch.cat(clips)
 
-    def train(self, mode: bool = True) -> StableVideoDiffusion:
-        """Training mode for the denoiser; VAE and image encoder stay as they are."""
-        super().train(mode)
-        self.image_encoder.eval()
-        return self
-
     # Export -----------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
-        """Write the denoiser, where it is trained, in the hub's layout below ``folder``."""
+        """Write denoiser and image encoder, where trained, in the hub's layout below ``folder``."""
         folder = Path(folder)
-        if any(p.requires_grad for p in self.unet.parameters()):
-            self._save_unet(folder, dtype)
-            save_scheduler(folder / 'scheduler', self.scheduler)
+        if not self._frozen_picture:
+            config = self.image_encoder.config.to_dict()
+            save_part(folder / 'image_encoder', config, self.image_encoder, dtype=dtype)
+        self._save_denoiser(folder, dtype)
 
 
 def _check_scheduler(config: Any) -> None:

@@ -73,7 +73,7 @@ def read_inversion(arguments: Mapping[str, Any], scheduler: Callable[[], Any]) -
     if arguments.get('video') is None:
         raise InputError('inversion without a video: give the clip whose noise is looked for.')
     for name in ('latents', 'free_init'):
-        if arguments.get(name) not in (None, False):
+        if arguments.get(name) is not None and arguments[name] is not False:
             raise InputError(
                 f'{name} with inversion: sampling starts from the noise of the clip, not from '
                 'another; leave one of them out.'

@@ -9,8 +9,7 @@ import torch
 
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import COMMON
-from mmvideo.editors.request import Request, make_samples
-from mmvideo.models.conditioning.image_prompt import ImagePrompts
+from mmvideo.editors.request import make_samples
 from mmvideo.registry import MODELS
 
 
@@ -50,27 +49,11 @@ class TextToImage(LatentDiffusion):
         Returns:
             ``dict(samples=...)``: float in [0, 1], [N, C, 1, H, W], on the CPU.
         """
-        request = Request(
-            samples=make_samples(
-                prompt, negative_prompt, num_videos_per_prompt, seed, generator, latents
-            ),
-            num_frames=1,
-            height=height or self.default_size,
-            width=width or self.default_size,
-            num_inference_steps=num_inference_steps,
-            options=self._options(
-                1,
-                guidance_scale=guidance_scale,
-                free_u=free_u,
-                guidance_interval=guidance_interval,
-                deep_cache=deep_cache,
-            ),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            clip_skip=clip_skip,
-            image_prompts=ImagePrompts(
-                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
-            ),
+        call = dict(locals())
+        samples = make_samples(
+            prompt, negative_prompt, num_videos_per_prompt, seed, generator, latents
         )
+        size = self.default_size
+        request = self._request(call, samples, height or size, width or size)
         self._check(request)
         return self._infer(request, callback)
