@@ -27,6 +27,8 @@ examples:
   python tools/infer.py CONFIG --ip-adapter models/ip-adapter_sd15.safetensors:0.6 \\
       --ip-adapter-image face.png
   python tools/infer.py CONFIG --video dance.mp4 --video-start 24 --strength 0.6
+  python tools/infer.py CONFIG --video dance.mp4 --inversion ddim --inversion-steps 50 \\
+      --inversion-prompt "a man dancing" --prompt "a robot dancing"
   python tools/infer.py CONFIG --control control_v11p_sd15_openpose.pth:0.8 --control-video poses/
   python tools/infer.py CONFIG --sparse-control v3_sd15_sparsectrl_scribble.ckpt \\
       --control-video sketch.png
@@ -92,6 +94,10 @@ def parse_args() -> argparse.Namespace:
     add('--video', metavar='PATH', help='a clip, or a folder of frames, to start from')
     add('--video-start', type=int, metavar='N', help='which frame of it is the first')
     add('--video-stride', type=count, metavar='N', help='take every Nth frame of it')
+    add('--inversion', metavar='TYPE',
+        help='ddim: start from the noise that the clip would have come from')  # fmt: skip
+    add('--inversion-steps', type=count, metavar='N', help='steps of the way back to it')
+    add('--inversion-prompt', metavar='TEXT', help='what the clip shows; default: the prompt')
     add('--control-video', nargs='+', metavar='PATH',
         help='what each control sees: a clip, a folder of frames or a picture')  # fmt: skip
     add('--control-frames', nargs='+', type=int, metavar='N',
@@ -102,6 +108,10 @@ def parse_args() -> argparse.Namespace:
         help='make a longer video than the model sees, in windows of N frames')  # fmt: skip
     add('--steps', type=count, metavar='N', help='steps of the scheduler')
     add('--guidance-scale', type=float, metavar='X', help='1 is without guidance')
+    add('--guidance-interval', nargs=2, type=float, metavar='X',
+        help='guidance only between these shares of the steps, such as 0.0 0.8')  # fmt: skip
+    add('--deep-cache', type=count, metavar='N',
+        help='run the whole denoiser in every Nth step only, an approximation')  # fmt: skip
     add('--motion-scale', nargs='+', type=motion_scale, metavar='K',
         help='amount of motion: 0 to 8, a name such as fit-loop-small, or affinities')  # fmt: skip
     add('--condition-frame', nargs='+', type=int, metavar='N',
@@ -167,6 +177,7 @@ def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
         'negative_prompt': args.negative_prompt,
         'image': args.image,
         'video': given_clip(args),
+        'inversion': given_inversion(args),
         'control_videos': args.control_video,
         'control_frames': [*[None] * (controls - 1), places] if places else None,
         'seed': args.seed,
@@ -174,6 +185,8 @@ def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
         'windows': args.windows,
         'num_inference_steps': args.steps,
         'guidance_scale': args.guidance_scale,
+        'guidance_interval': args.guidance_interval,
+        'deep_cache': args.deep_cache,
         'motion_scale': scale[0] if scale and len(scale) == 1 else scale,
         'condition_frame': frames[0] if frames and len(frames) == 1 else frames,
         'strength': args.strength,
@@ -213,6 +226,17 @@ def memory_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.vae_slicing:
         options['model.vae_slicing'] = True
     return options
+
+
+def given_inversion(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The settings of the inversion that the command line asks for."""
+    values = {
+        'type': args.inversion,
+        'num_inference_steps': args.inversion_steps,
+        'prompt': args.inversion_prompt,
+    }
+    said = {name: value for name, value in values.items() if value is not None}
+    return said or None
 
 
 def check_files(args: argparse.Namespace) -> None:

@@ -20,7 +20,8 @@ from mmvideo.apis.progress import size as readable
 from mmvideo.apis.working import Decoding, decoding, denoising, tile_of, vae_factor
 from mmvideo.diffusion.windows import Windows
 from mmvideo.editors.facts import read_facts
-from mmvideo.editors.options import read_windows
+from mmvideo.editors.options import read_deep_cache, read_guidance_interval, read_windows
+from mmvideo.editors.starts import read_method
 from mmvideo.editors.timeline import number_timeline
 from mmvideo.registry import MODELS
 
@@ -82,6 +83,7 @@ class Plan:
     tile: int | None = None
     offload: str | None = None
     windows: tuple[str, ...] = ()
+    shortcuts: str = ''  # how the steps differ from plain ones
 
     @property
     def can_tile(self) -> bool:
@@ -114,7 +116,9 @@ class Plan:
                 lines.append(f'    {name}: {known}, {"here" if present else "to be fetched"}')
         shape = f'{self.width}x{self.height}' if self.height else 'the size of the model'
         guidance = f'guidance {self.guidance_scale:g}'
-        lines.append(f'  sampling: {self.scheduler}, {self.steps} steps, {guidance}')
+        lines.append(
+            f'  sampling: {self.scheduler}, {self.steps} steps, {guidance}{self.shortcuts}'
+        )
         lines += [f'  {line}' for line in self.windows]
         lines.append(f'  output: {self.videos} x {self.frames} frames of {shape}, {self.fps:g} fps')
         lines += [f'    {path}' for path in self.files]
@@ -180,6 +184,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         tile=tile_of(model.get('vae_tiling'), settings.get('vae', {})),
         offload=model.get('offload'),
         windows=_drawn(windows, frames),
+        shortcuts=_shortcuts(arguments),
     )
 
 
@@ -188,6 +193,22 @@ def _guidance(arguments: Mapping[str, Any]) -> float:
     value = arguments.get('guidance_scale') or arguments.get('max_guidance_scale') or 0
     frames = int(arguments.get('video_length', 1))
     return max(number_timeline(value, 'guidance_scale', frames).values)
+
+
+def _shortcuts(arguments: Mapping[str, Any]) -> str:
+    """Guidance in a part of the steps, DeepCache and the way back of an inversion, as text."""
+    said = ''
+    first, last = read_guidance_interval(arguments.get('guidance_interval'))
+    if (first, last) != (0.0, 1.0):
+        said += f' from {first:g} to {last:g} of the steps'
+    deep = read_deep_cache(arguments.get('deep_cache'))
+    if deep is not None and deep.interval > 1:
+        said += f', the whole denoiser in one of {deep.interval}'
+    inversion = read_method(arguments.get('inversion'))
+    if inversion is not None:
+        steps = inversion.num_inference_steps or arguments['num_inference_steps']
+        said += f', after up to {steps} back from the clip'
+    return said
 
 
 def _drawn(windows: Windows | None, frames: int) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmvideo.editors.facts import vae_widths
+
 # Per value of the widest map. On a CPU the growth of resident memory, float32: 51 for a denoiser
 # with motion modules (widths 32 and 64, latents of 32x32), 8 to 11 for a decoder (128 to 192
 # pixels). Elsewhere tensors that are alive at once, counted at full size (Stable Diffusion 1.5 with
@@ -80,7 +82,7 @@ def decoding(
     settings: Mapping[str, Mapping[str, Any]], size: tuple[int, int] | None, kept: int, kind: str
 ) -> Decoding | None:
     """What decoding works with; arguments as ``denoising``, ``kept`` as ``Decoding``."""
-    widths = settings.get('vae', {}).get('block_out_channels')
+    widths = vae_widths(settings.get('vae', {}))
     if not (widths and size):
         return None
     return Decoding(*size, widths[0], DECODED[kind], kept)
@@ -88,7 +90,7 @@ def decoding(
 
 def vae_factor(settings: Mapping[str, Mapping[str, Any]]) -> int | None:
     """Pixels along a side of a latent cell."""
-    widths = settings.get('vae', {}).get('block_out_channels')
+    widths = vae_widths(settings.get('vae', {}))
     return 2 ** (len(widths) - 1) if widths else None
 
 

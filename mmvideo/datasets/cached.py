@@ -308,6 +308,11 @@ def _identity(dataset: Mapping, vae: Mapping, num_clips: int, dtype: str) -> dic
     source = vae.get('from_pretrained')
     if not source:
         raise ConfigError('vae needs from_pretrained: latents of an untrained VAE mean nothing.')
+    if vae.get('type') == 'AutoencoderTiny':
+        raise ConfigError(
+            "vae.type='AutoencoderTiny' gives no distribution of latents to keep; use "
+            "'AutoencoderKL'."
+        )
     files = resolve_weights(
         source, vae.get('subfolder'), variant=vae.get('variant'), revision=vae.get('revision')
     )

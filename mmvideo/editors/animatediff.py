@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.parts import export_motion_adapter
 from mmvideo.editors.request import Request, Sample, make_samples
-from mmvideo.editors.starts import Starts, read_strength
+from mmvideo.editors.starts import Starts, read_inversion, read_strength
 from mmvideo.models.conditioning.clip import prepare_clip
-from mmvideo.registry import MODELS
+from mmvideo.registry import MODELS, SCHEDULERS
 
 
 @MODELS.register_module()
@@ -58,6 +59,7 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         *,
         video: Any = None,
         strength: float | None = None,
+        inversion: dict[str, Any] | str | bool | None = None,
         control_videos: Any = None,
         control_frames: Any = None,
         control_scale: Any = None,
@@ -75,6 +77,8 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         free_noise: dict[str, Any] | bool | None = None,
         motion_scale: Any = 1.0,
         motion_strength: Any = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate prompts.
@@ -103,7 +107,12 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
                 folder of frames, pictures, an array, or a part of a longer one, such as
                 ``dict(clip='a.mp4', start=24, stride=2)``; see
                 ``mmvideo.models.conditioning.clip.prepare_clip``.
-            strength: how much of a ``video`` is made anew: 1 nearly all; None is 0.8.
+            strength: how much of a ``video`` is made anew: 1 nearly all; None is 0.8, and 1 with an
+                ``inversion``.
+            inversion: start from the noise that the ``video`` would have come from and not from a
+                drawn one, so that another prompt changes the clip and keeps its motion, see
+                ``mmvideo.diffusion.inversion.Inversion``: ``'ddim'``, or with settings
+                ``dict(type='ddim', num_inference_steps=50, prompt='what the clip shows')``.
             control_videos: what each of the model's controls sees: a clip of ``video_length``
                 frames, in the forms of ``video``; for a ``SparseCtrl`` a picture or several; None
                 switches a control off. A list with one for each.
@@ -139,6 +148,11 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
                 block: ``{'down': 1.0, 'mid': 1.2, 'up.1': {0: 1.0, 8: 1.5}}``.
             motion_strength: how much of what the motion modules do reaches a frame: 1 is all, 0
                 leaves a picture for itself. Forms as ``motion_scale``.
+            guidance_interval: shares of the steps between which guidance is on: ``[0.0, 0.8]``
+                leaves the last fifth without, at half the cost. A step counts if it lies inside.
+            deep_cache: reuse what the denoiser computes deep inside, an approximation, see
+                ``mmvideo.diffusion.deep_cache.DeepCache``; a number is the interval, True takes the
+                usual settings.
             output_type: ``'video'``, or ``'latent'`` for what ``decode_chunks`` turns into pictures
                 one chunk of frames after the other, where a whole video is too large.
 
@@ -182,7 +196,10 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
             samples,
             height,
             width,
-            strength=read_strength(call['strength'], call['video'], self._STARTS_FROM_PICTURE),
+            strength=read_strength(
+                call['strength'], call['video'], self._STARTS_FROM_PICTURE, call['inversion']
+            ),
+            inversion=read_inversion(call, lambda: self.scheduler),
             controls=self._read_controls(call['video_length'], height, width, **given),
             **more,
         )
@@ -191,10 +208,13 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
     def check(cls, model: dict, arguments: dict) -> None:
         """See ``LatentDiffusion.check``; the clip to start from too."""
         video = arguments.get('video')
-        strength = read_strength(arguments.get('strength'), video, cls._STARTS_FROM_PICTURE)
+        strength = read_strength(
+            arguments.get('strength'), video, cls._STARTS_FROM_PICTURE, arguments.get('inversion')
+        )
         controls = model.get('controls') or ()
         check_controls(controls)
         super().check(model, {**arguments, 'strength': strength})
+        read_inversion(arguments, lambda: SCHEDULERS.build(copy.deepcopy(model['scheduler'])))
         length, multiple = arguments.get('video_length', 16), read_facts(model).vae_scale
         size = arguments.get('height'), arguments.get('width')
         if video is not None:

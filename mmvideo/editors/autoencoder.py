@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from mmengine.model import BaseModel
 
 from mmvideo.checkpoints.save import save_part
 from mmvideo.editors.latent_editor import select_trainable
+from mmvideo.editors.parts import check_trained_vae
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.registry import MODELS
 
@@ -49,6 +50,11 @@ class Autoencoder(BaseModel):
         self.l1_weight = l1_weight
         select_trainable(self, trainable)
         self._latent_std = 0.0  # running standard deviation of the latents' means
+
+    @classmethod
+    def check_training(cls, model: Mapping[str, Any]) -> None:
+        """Refuse a VAE that cannot be trained so, from ``cfg.model`` alone."""
+        check_trained_vae(model.get('vae'))
 
     def forward(
         self, inputs: torch.Tensor, data_samples: dict | None = None, mode: str = 'tensor'

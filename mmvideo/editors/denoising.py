@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmvideo.diffusion.deep_cache import DeepMemory
 from mmvideo.diffusion.free_init import replace_high_frequencies
 from mmvideo.diffusion.objective import add_noise
 from mmvideo.diffusion.sampling import Callback, guide, sample
@@ -23,6 +25,7 @@ from mmvideo.editors.out_of_memory import FrugalTrunk, TrunkCall, decode_frugall
 from mmvideo.editors.prompts import PromptTrack
 from mmvideo.editors.request import Request, Sample
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
+from mmvideo.models.unet.context import DeepFeatures
 
 # Shares of a sampling, in [0, 1], where a step begins and ends.
 Span = tuple[float, float]
@@ -113,7 +116,9 @@ class Denoising:
         noise = noise.to(self._place(request))
         self._prepare(group, request)
         predict = self._predictor(group, request)
-        latents = self._noised(group, request, schedules[0], noise)
+        before = self._steps_before(request, schedules[0])
+        total = before + sum(counts)
+        latents = self._noised(group, request, schedules[0], noise, _counted(callback, 0, total))
         free_init = request.options.free_init
         low_pass = None if free_init is None else free_init.low_pass(*noise.shape[-3:])
         for turn, schedule in enumerate(schedules):
@@ -126,19 +131,33 @@ class Denoising:
                 fresh = self._noised(group, request, schedule, drawn.to(noise))
                 latents = replace_high_frequencies(kept, fresh, low_pass)
             latents = sample(
-                _by_windows(predict, request, counts[turn]),
+                by_windows(predict, request, counts[turn]),
                 schedule.scheduler,
                 latents,
                 schedule.timesteps,
                 generators,
                 request.eta,
-                _counted(callback, sum(counts[:turn]), sum(counts)),
+                _counted(callback, before + sum(counts[:turn]), total),
             )
         return latents
 
     def _predictor(self, group: list[Sample], request: Request) -> Predict:
-        """The denoiser with guidance; what is the same in every step is computed here."""
-        options, guided = request.options, request.options.guided
+        """The denoiser, with guidance in the steps that have it."""
+        options = request.options
+        usual = self._denoiser(group, request, options.guided)
+        if not options.guided or options.guidance_interval == (0.0, 1.0):
+            return usual
+        alone = self._denoiser(group, request, False)
+
+        def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor, span: Span) -> Tensor:
+            half = usual if options.guides(span) else alone
+            return half(scaled, frames, timestep, span)
+
+        return predict
+
+    def _denoiser(self, group: list[Sample], request: Request, guided: bool) -> Predict:
+        """The denoiser with or without guidance; what all steps share is computed here."""
+        options = request.options
         context = self._context(group, guided, request)
         extra = self._condition(group, request, guided)
         conditions = self._conditions(group, request, extra, guided)
@@ -149,6 +168,8 @@ class Denoising:
         controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
         conduct = self._conductor(group, request, guided)
         trunk = FrugalTrunk(self.unet, guided)
+        told = {'guidance': float(options.guidance.values[0])} if options.told_guidance else {}
+        memory = None if options.deep_cache is None else options.deep_cache.memory()
 
         def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor, span: Span) -> Tensor:
             noisy = torch.cat([scaled] * 2) if guided else scaled
@@ -161,11 +182,15 @@ class Denoising:
                     for layer, keys in images.items()
                 }
                 changed = controls.at(frames)
+            if memory is not None:
+                assert options.deep_cache is not None
+                deep = _deep_features(memory, options.deep_cache.depth, frames, span)
+                changed = replace(changed, deep=deep)
             step = timestep.to(self.device)
             text, added = context.at(frames), {}
             if conduct is not None:
                 added = conduct(noisy, step, text, frames, span, controls.windows)
-            call = TrunkCall(halves, text, seen, conditions, added)
+            call = TrunkCall(halves, text, seen, conditions, added, told)
             prediction = trunk(call, step, changed).to(scaled)
             if not guided:
                 return prediction
@@ -242,8 +267,17 @@ class Denoising:
     def _prepare(self, group: list[Sample], request: Request) -> None:
         """What else is drawn from the samples' generators, after their noise."""
 
+    def _steps_before(self, request: Request, schedule: Schedule) -> int:
+        """Calls of the denoiser that ``_noised`` needs."""
+        return 0
+
     def _noised(
-        self, group: list[Sample], request: Request, schedule: Schedule, noise: Tensor
+        self,
+        group: list[Sample],
+        request: Request,
+        schedule: Schedule,
+        noise: Tensor,
+        callback: Callback | None = None,
     ) -> Tensor:
         """Latents at the noise level of the first timestep, float32, where ``noise`` is."""
         return noise * schedule.scheduler.init_noise_sigma
@@ -265,7 +299,11 @@ class Denoising:
         """Latents [F, C, H, W], float32 on the CPU, drawn for pictures [F, 3, H, W] in [-1, 1]."""
         parts = []
         for chunk in pictures.split(chunk_size):
-            moments = self.vae.encode(chunk.to(self.device, self.vae.dtype)).latent_dist
+            encoded = self.vae.encode(chunk.to(self.device, self.vae.dtype))
+            if not hasattr(encoded, 'latent_dist'):  # a tiny VAE's are no distribution
+                parts.append(encoded.latents.float())
+                continue
+            moments = encoded.latent_dist
             noise = torch.randn(moments.mean.shape, generator=generator)
             parts.append((moments.mean + moments.std * noise.to(moments.mean)).float().cpu())
         return torch.cat(parts) * self.vae.config.scaling_factor
@@ -296,7 +334,7 @@ class Denoising:
         return self.vae.decode(latents).sample.float().add(1).div(2).clamp(0, 1).cpu()
 
 
-def _by_windows(
+def by_windows(
     predict: Predict, request: Request, steps: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """``predict`` for the whole clip, or for the windows of each of ``steps`` calls, joined."""
@@ -310,6 +348,17 @@ def _by_windows(
         return plan.fuse(lambda part, frames: predict(part, frames, timestep, span), scaled, 2)
 
     return denoise
+
+
+def _deep_features(
+    memory: DeepMemory, depth: int, frames: Tensor | None, span: Span
+) -> DeepFeatures:
+    """What the denoiser is told of deep features: each window of a clip has its own."""
+    key = None if frames is None else tuple(frames.tolist())
+    step = round(span[0] / (span[1] - span[0]))
+    return DeepFeatures(
+        depth, memory.recall(key, step), lambda features: memory.keep(key, step, features)
+    )
 
 
 def _counted(callback: Callback | None, before: int, total: int) -> Callback | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmvideo.editors.checks import check_range, check_whole
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
+from mmvideo.editors.options import COMMON
 from mmvideo.editors.parts import weight_files
 from mmvideo.editors.preprocessor import first_frames, given
 from mmvideo.editors.request import (
@@ -54,7 +55,7 @@ class I2VGenXL(LatentDiffusion):
         kwargs: see ``LatentDiffusion``.
     """
 
-    _OPTIONS = ('free_u',)
+    _OPTIONS = ('free_u', *COMMON)
     part_registries = {
         **LatentDiffusion.part_registries,
         'image_encoder': 'MODELS',
@@ -117,6 +118,8 @@ class I2VGenXL(LatentDiffusion):
         *,
         clip_skip: int | None = 1,
         free_u: dict[str, Any] | bool | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate pictures.

@@ -30,6 +30,7 @@ from mmvideo.editors.offload import check_mode
 from mmvideo.editors.options import Options, read_options
 from mmvideo.editors.parts import (
     build_unet,
+    check_trained_vae,
     weight_files,
     with_trained_betas,
 )
@@ -175,6 +176,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         Raises:
             ConfigError: naming the setting.
         """
+        check_trained_vae(model.get('vae'))
         check_lora(model)
         if model.get('timestep_range') is not None:
             schedule = SCHEDULERS.build(copy.deepcopy(_training_schedule(model)))
@@ -209,7 +211,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         values.update(arguments)
         frames = values.get('video_length', 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
-        options = read_options(chosen, frames, facts.max_frames, facts.levels)
+        limits = (facts.max_frames, facts.levels, facts.deepest, facts.told_guidance)
+        options = read_options(chosen, frames, *limits)
         as_prompts(values.get('prompt'), num_frames=frames)
         as_prompts(values.get('negative_prompt') or '', 'negative_prompt', frames)
         check_seeds(values.get('seed'))
@@ -225,6 +228,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             multiple=facts.vae_scale,
             max_frames=options.frame_limit(facts.max_frames),
         )
+        options.check_steps(values['num_inference_steps'])
         if values.get('clip_skip') is not None:
             check_clip_skip(values['clip_skip'], text_layers(model))
         height, width = values.get('height'), values.get('width')
@@ -267,7 +271,10 @@ class LatentDiffusion(Adaptable, LatentEditor):
         """The options among the arguments of ``infer``."""
         chosen = {name: call[name] for name in ('guidance_scale', *self._OPTIONS)}
         levels = len(self.unet.down_blocks)
-        return read_options(chosen, num_frames, self.unet.max_frames, levels)
+        told = self.unet.time_cond_proj_dim is not None
+        return read_options(
+            chosen, num_frames, self.unet.max_frames, levels, self.unet.deepest, told
+        )
 
     def _check(self, request: Request) -> None:
         """``check`` for a model that is built."""
@@ -279,6 +286,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             multiple=self.vae_scale,
             max_frames=request.options.frame_limit(self.unet.max_frames),
         )
+        request.options.check_steps(request.num_inference_steps)
         check_clip_skip(request.clip_skip, self.text_encoder.config.num_hidden_layers)
         self._check_latents(request)
         clip = (request.height, request.width)

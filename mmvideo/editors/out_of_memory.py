@@ -125,6 +125,7 @@ class TrunkCall:
         images: see ``ImageKeys``.
         conditions: [N, ...] each, by name.
         residuals: of controls: [N*T, C, H, W] each, by argument.
+        told: numbers that are the same for all rows, by argument.
     """
 
     sample: Tensor
@@ -132,6 +133,7 @@ class TrunkCall:
     images: ImageContext = field(default_factory=dict)
     conditions: Mapping[str, Tensor] | None = None
     residuals: Mapping[str, Tensor | Sequence[Tensor]] = field(default_factory=dict)
+    told: Mapping[str, float] = field(default_factory=dict)
 
     def half(self, index: int) -> TrunkCall:
         """The rows without the prompt (0) or with it (1)."""
@@ -150,7 +152,9 @@ class TrunkCall:
             name: rows(value) if isinstance(value, Tensor) else [rows(x) for x in value]
             for name, value in self.residuals.items()
         }
-        return TrunkCall(rows(self.sample), rows(self.text), images, conditions, residuals)
+        return TrunkCall(
+            rows(self.sample), rows(self.text), images, conditions, residuals, self.told
+        )
 
 
 class FrugalTrunk:
@@ -182,12 +186,16 @@ class FrugalTrunk:
                 'too little memory for both halves of guidance at once: going on with one after '
                 'the other'
             )
+        features: list[Tensor] = []
         halves = [
-            attempt(partial(self._run, call.half(index), timestep, controls)) for index in range(2)
+            attempt(partial(self._run, call.half(i), timestep, _half(controls, i, features)))
+            for i in range(2)
         ]
         found = [half for half in halves if half is not None]
         if len(found) < 2:
             give_up('to denoise')
+        if controls.deep is not None and features:
+            controls.deep.keep(torch.cat(features))
         return torch.cat(found)
 
     def _run(self, call: TrunkCall, timestep: Any, controls: Controls) -> Tensor:
@@ -199,4 +207,14 @@ class FrugalTrunk:
             controls=controls,
             conditions=call.conditions,
             **call.residuals,
+            **call.told,
         )
+
+
+def _half(controls: Controls, index: int, features: list[Tensor]) -> Controls:
+    """The controls of one half of guidance; its deep features come to ``features``."""
+    deep = controls.deep
+    if deep is None:
+        return controls
+    kept = None if deep.kept is None else deep.kept.chunk(2)[index]
+    return replace(controls, deep=replace(deep, kept=kept, keep=features.append))

@@ -18,6 +18,7 @@ from mmvideo.checkpoints.single_file import read_model_part
 from mmvideo.checkpoints.sources import DIFFUSERS_FILES, local_root, resolve_weights
 from mmvideo.editors.image_layers import begin_with_pictures
 from mmvideo.errors import ConfigError
+from mmvideo.models.borrowed import has_distribution
 from mmvideo.models.unet import VideoUNet, motion_arguments, unet_arguments, video_config
 from mmvideo.registry import MODELS
 
@@ -187,6 +188,20 @@ def with_trained_betas(scheduler: Any, config: Mapping[str, Any], unet: VideoUNe
     return scheduler
 
 
+def check_trained_vae(vae: Mapping[str, Any] | None) -> None:
+    """Refuse a VAE that training cannot draw latents from.
+
+    Raises:
+        ConfigError: naming the one to take.
+    """
+    if not has_distribution(vae or {}):
+        raise ConfigError(
+            "model.vae: an AutoencoderTiny's latents are no distribution and only near to those of "
+            "the VAE that it stands for; train with type='AutoencoderKL' and use this one to "
+            'make videos.'
+        )
+
+
 def export_unet_config(unet: VideoUNet) -> dict[str, Any]:
     """``config.json`` of the denoiser under diffusers' names."""
     video = video_config(unet.settings)
@@ -247,6 +262,7 @@ def weight_files(parts: Mapping[str, Any]) -> list[Path]:
 __all__ = [
     'Blueprint',
     'build_unet',
+    'check_trained_vae',
     'export_motion_adapter',
     'export_unet_config',
     'image_blueprint',

@@ -88,6 +88,7 @@ class PIA(AnimateDiff):
         image: Any = None,
         video: Any = None,
         strength: float | None = None,
+        inversion: dict[str, Any] | str | bool | None = None,
         control_videos: Any = None,
         control_frames: Any = None,
         control_scale: Any = None,
@@ -107,6 +108,8 @@ class PIA(AnimateDiff):
         free_u: dict[str, Any] | bool | None = None,
         free_noise: dict[str, Any] | bool | None = None,
         motion_strength: Any = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate pictures.
@@ -121,7 +124,7 @@ class PIA(AnimateDiff):
             video: a clip to start from, see ``AnimateDiff.infer``; without ``image`` its frames at
                 ``condition_frame`` are the pictures.
             strength: below 1, sampling starts from the noised picture, or ``video``, instead of
-                pure noise. None is 1, and 0.8 with a ``video``.
+                pure noise. None is 1, and 0.8 with a ``video`` that is not inverted.
             motion_scale: 0 to 8 or a table's name (``'small'``, ``'loop-large'``, ...), made for 16
                 frames; ``'fit-small'``, ``'fit-loop-large'``, ...: these stretched to the clip; a
                 list of numbers, the affinity by distance from the condition frame; or keyframes,

@@ -28,6 +28,7 @@ from mmvideo.editors.facts import SAMPLE_SIZE, Facts, read_facts
 from mmvideo.editors.latent_editor import check_lora
 from mmvideo.editors.memory import check_memory
 from mmvideo.editors.offload import check_mode
+from mmvideo.editors.options import COMMON
 from mmvideo.editors.out_of_memory import decode_clip_frugally
 from mmvideo.editors.parts import build_unet, weight_files
 from mmvideo.editors.picture_training import PictureTraining
@@ -66,7 +67,7 @@ class StableVideoDiffusion(PictureTraining):
         offload: weights wait in main memory, see ``mmvideo.editors.offload``.
     """
 
-    _OPTIONS = ('windows',)
+    _OPTIONS = ('windows', *COMMON)
     part_registries = {
         'vae': 'MODELS',
         'image_encoder': 'MODELS',
@@ -149,6 +150,7 @@ class StableVideoDiffusion(PictureTraining):
             max_frames=self.unet.max_frames,
             levels=len(self.unet.down_blocks),
             num_frames=self.unet.num_frames,
+            deepest=self.unet.deepest,
         )
 
     # Sampling ---------------------------------------------------------------------------------
@@ -175,6 +177,8 @@ class StableVideoDiffusion(PictureTraining):
         guidance_scale: Any = None,
         sigmas: Sequence[float] | None = None,
         windows: dict[str, Any] | int | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate pictures.
@@ -204,6 +208,8 @@ class StableVideoDiffusion(PictureTraining):
             guidance_scale: in place of the two: a number, one for each frame, or keyframes.
             sigmas: noise levels in place of the scheduler's, falling to a last 0.
             windows: for clips longer than the model's: ``dict(length=14, overlap=4)`` or a length.
+            guidance_interval: see ``AnimateDiff.infer``.
+            deep_cache: likewise.
             output_type: ``'video'``, or ``'latent'`` for what ``decode`` takes.
 
         Returns:
@@ -227,6 +233,8 @@ class StableVideoDiffusion(PictureTraining):
             guidance_scale=guidance_scale,
             sigmas=sigmas,
             windows=windows,
+            guidance_interval=guidance_interval,
+            deep_cache=deep_cache,
             output_type=output_type,
         )
         request, pictures = read_call(arguments, self._facts())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mmvideo.editors.latent_diffusion import LatentDiffusion
+from mmvideo.editors.options import COMMON
 from mmvideo.editors.request import make_samples
 from mmvideo.registry import MODELS
 
@@ -16,7 +17,7 @@ from mmvideo.registry import MODELS
 class TextToImage(LatentDiffusion):
     """A latent text-to-image model (Rombach et al. 2022). Arguments: see ``LatentDiffusion``."""
 
-    _OPTIONS = ('free_u',)
+    _OPTIONS = ('free_u', *COMMON)
 
     def infer(
         self,
@@ -40,6 +41,8 @@ class TextToImage(LatentDiffusion):
         ip_adapter_image_embeds: Any = None,
         clip_skip: int | None = None,
         free_u: dict[str, Any] | bool | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Draw pictures; arguments as ``AnimateDiff.infer``.

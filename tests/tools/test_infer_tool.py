@@ -126,6 +126,10 @@ MISTAKES = [
     ([TINY, '--condition-frame', '16'], 'condition_frame'),
     ([TINY, '--strength', '2'], 'strength'),
     ([TINY, '--guidance-scale', 'nan'], 'guidance_scale'),
+    ([TINY, '--guidance-interval', '0.8', '0.2'], 'such as [0.2, 0.8]'),
+    ([TINY, '--deep-cache', '0'], 'deep-cache'),
+    ([TINY, '--inversion', 'ddim'], 'inversion without a video'),
+    ([TINY, '--inversion', 'dimm'], "Did you mean 'ddim'"),
     ([TINY, '--video', 'missing.mp4'], 'there is no such clip'),
     ([TINY, '--video', 'plain.mp4'], 'no .mp4 file'),
     ([TINY, '--video-stride', '2'], 'give it with --video'),
@@ -169,6 +173,21 @@ def call_main(monkeypatch: pytest.MonkeyPatch, folder: Path, arguments: list) ->
         return module.main()
     except SystemExit as stop:
         return int(str(stop.code))
+
+
+def test_shortcuts_and_an_inversion_in_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / 'clip').mkdir()
+    for index, colour in enumerate(('red', 'blue')):
+        Image.new('RGB', (16, 16), colour).save(tmp_path / 'clip' / f'{index}.png')
+    wanted = ['--guidance-interval', '0', '0.5', '--deep-cache', '2', '--guidance-scale', '3']
+    back = ['--inversion', 'ddim', '--inversion-steps', '7', '--inversion-prompt', 'a fish']
+    clip = ['--video', 'clip', '--num-frames', '2']
+    assert call_main(monkeypatch, tmp_path, [TINY, *wanted, *clip, *back, '--dry-run']) == 0
+    text = capsys.readouterr().out
+    for words in ('guidance 3 from 0 to 0.5', 'in one of 2', 'up to 7 back from the clip'):
+        assert words in text
 
 
 @pytest.mark.parametrize(('arguments', 'message'), MISTAKES, ids=[str(a[-2:]) for a, _ in MISTAKES])

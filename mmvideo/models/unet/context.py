@@ -75,6 +75,26 @@ class FrameWindows(Protocol):
 
 
 @dataclass(frozen=True)
+class DeepFeatures:
+    """What a call of the trunk computes below its first layers, kept from an earlier one.
+
+    Attributes:
+        depth: skip connections after the first that are computed in every call.
+        kept: [N*T, C, H, W] of an earlier call; None runs the whole trunk.
+        keep: told those of a whole run.
+    """
+
+    depth: int
+    kept: Tensor | None
+    keep: Callable[[Tensor], None]
+
+    @property
+    def reused(self) -> bool:
+        """Whether most of the trunk is left out."""
+        return self.kept is not None
+
+
+@dataclass(frozen=True)
 class Controls:
     """What a call of the trunk may change in its layers, beside its inputs.
 
@@ -86,12 +106,14 @@ class Controls:
         motion_scale: by block, [T]: factor on the queries of the temporal attention, whose frames
             then mix less (above 1) or more (below 1).
         motion_strength: by block, [T]: factor on what the motion modules add to a frame.
+        deep: deep features to keep or to use (DeepCache); None runs the trunk as it is.
     """
 
     join: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     windows: FrameWindows | None = None
     motion_scale: Mapping[str, Tensor] = field(default_factory=dict)
     motion_strength: Mapping[str, Tensor] = field(default_factory=dict)
+    deep: DeepFeatures | None = None
 
     def at(self, frames: Tensor) -> Controls:
         """The controls of some frames of the clip, by their indices [t]."""

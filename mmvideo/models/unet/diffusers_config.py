@@ -33,6 +33,7 @@ _TAKEN = {
     'use_linear_projection',
     'norm_num_groups',
     'norm_eps',
+    'time_cond_proj_dim',
 }
 _HEADS = {'attention_head_dim', 'num_attention_heads'}
 
@@ -66,7 +67,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     'reverse_motion_num_attention_heads': (None,),
     'reverse_temporal_transformer_layers_per_block': (None,),
     'reverse_transformer_layers_per_block': (None,),
-    'time_cond_proj_dim': (None,),
     'time_embedding_act_fn': (None,),
     'time_embedding_dim': (None,),
     'time_embedding_type': ('positional',),
@@ -144,6 +144,8 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
                 f'{" or ".join(map(repr, allowed))}'
             )
     arguments = {key: config[key] for key in sorted(_TAKEN) if key in config}
+    if arguments.get('time_cond_proj_dim') is None:
+        arguments.pop('time_cond_proj_dim', None)
     # diffusers' default, not ours
     arguments.setdefault('cross_attention_dim', 1280)
     _check_whole(arguments['cross_attention_dim'], 'UNet', 'cross_attention_dim')
