@@ -157,7 +157,10 @@ def test_allocator_says_what_is_recognised() -> None:
 PROMPTS = {0: 'a car', 3: 'a fish'}
 
 
-@pytest.mark.parametrize('settings', [{}, dict(windows=2), dict(prompt=[PROMPTS, 'a red'])])
+@pytest.mark.parametrize(
+    'settings',
+    [{}, dict(windows=2), dict(prompt=[PROMPTS, 'a red']), dict(deep_cache=2, windows=2)],
+)
 def test_halves_one_after_the_other(
     animatediff: Any, caplog: pytest.LogCaptureFixture, settings: dict
 ) -> None:
