@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mmvideo.editors.checks import check_range, check_whole
+from mmvideo.editors.course import OnStep, check_course, step_count
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
-from mmvideo.editors.parts import weight_files
+from mmvideo.editors.parts import build_part, weight_files
 from mmvideo.editors.preprocessor import first_frames, given
 from mmvideo.editors.request import Request, Sample, check_size, make_samples, spread
 from mmvideo.errors import ConfigError, InputError
@@ -72,8 +73,8 @@ class I2VGenXL(LatentDiffusion):
         _check_denoiser(self.unet)
         self.image_encoder, self.feature_extractor = None, None
         if image_encoder is not None:
-            self.image_encoder = MODELS.build(image_encoder).requires_grad_(False)
-            self.feature_extractor = MODELS.build(feature_extractor)
+            self.image_encoder = build_part(MODELS, image_encoder).requires_grad_(False)
+            self.feature_extractor = build_part(MODELS, feature_extractor)
             _check_width(self.image_encoder, self.unet)
         self.condition_dropout = condition_dropout
         self.noise_offset = noise_offset
@@ -88,7 +89,7 @@ class I2VGenXL(LatentDiffusion):
 
     def infer(
         self,
-        prompt: Any,
+        prompt: Any = None,
         image: Any = None,
         negative_prompt: Any = None,
         num_frames: int = 16,
@@ -106,6 +107,11 @@ class I2VGenXL(LatentDiffusion):
         callback: Callable | None = None,
         *,
         clip_skip: int | None = _CLIP_SKIP,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        on_step: OnStep | None = None,
         free_u: dict[str, Any] | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
@@ -128,6 +134,7 @@ class I2VGenXL(LatentDiffusion):
         Other arguments, result and errors: see ``AnimateDiff.infer``.
         """
         _check_sizes(height, width, self.vae_scale)
+        check_course(timesteps, sigmas, on_step)
         pictures = _opened(image)
         samples = make_samples(
             prompt,
@@ -138,18 +145,23 @@ class I2VGenXL(LatentDiffusion):
             latents,
             repeat=len(pictures),
             num_frames=num_frames,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
         )
         request = Request(
             samples=samples,
             num_frames=num_frames,
             height=height,
             width=width,
-            num_inference_steps=num_inference_steps,
+            num_inference_steps=step_count(num_inference_steps, timesteps, sigmas),
             options=self._options(num_frames, guidance_scale=guidance_scale, free_u=free_u),
             eta=eta,
             decode_chunk_size=decode_chunk_size,
             output_type=output_type,
             clip_skip=clip_skip,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            on_step=on_step,
         )
         self._check(request)
         check_whole('target_fps', target_fps, 1)

@@ -18,6 +18,7 @@ from mmvideo.diffusion.objective import (
     weighted_mse,
 )
 from mmvideo.editors.adapters import Adaptable, check_adapters
+from mmvideo.editors.course import check_course
 from mmvideo.editors.facts import read_facts, text_layers
 from mmvideo.editors.image_prompts import (
     check_image_prompts,
@@ -27,6 +28,7 @@ from mmvideo.editors.image_prompts import (
 from mmvideo.editors.latent_editor import LatentEditor
 from mmvideo.editors.options import Options, read_options
 from mmvideo.editors.parts import (
+    build_part,
     build_unet,
     weight_files,
     with_trained_betas,
@@ -39,7 +41,7 @@ from mmvideo.editors.request import (
     check_seeds,
     check_settings,
 )
-from mmvideo.errors import ConfigError
+from mmvideo.errors import ConfigError, InputError
 from mmvideo.models.conditioning.text import encode_prompts
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 
@@ -50,7 +52,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
     """A VAE, a text encoder, a denoiser and a scheduler, to sample from and to train.
 
     Args:
-        vae: config of ``AutoencoderKL``.
+        vae: config of ``AutoencoderKL``; this and the next four may be the part itself.
         text_encoder: config of ``CLIPTextModel``.
         tokenizer: config of ``CLIPTokenizer``.
         unet: config of ``VideoUNet``.
@@ -108,11 +110,11 @@ class LatentDiffusion(Adaptable, LatentEditor):
         check_adapters(adapters)
         # The denoiser first: most files that do not fit are its, and it needs no other library.
         unet_ = build_unet(unet, motion_module, **self._unet_options())
-        self.scheduler = SCHEDULERS.build(scheduler)
-        self.train_scheduler = SCHEDULERS.build(train_scheduler or scheduler)
-        self.tokenizer = TOKENIZERS.build(tokenizer)
-        self.vae = MODELS.build(vae)
-        self.text_encoder = MODELS.build(text_encoder)
+        self.scheduler = build_part(SCHEDULERS, scheduler)
+        self.train_scheduler = build_part(SCHEDULERS, train_scheduler or scheduler)
+        self.tokenizer = build_part(TOKENIZERS, tokenizer)
+        self.vae = build_part(MODELS, vae)
+        self.text_encoder = build_part(MODELS, text_encoder)
         self.unet = unet_  # last, as its place says where its optimizer state is
         self.scheduler = with_trained_betas(self.scheduler, scheduler, self.unet)
         self.train_scheduler = with_trained_betas(
@@ -190,7 +192,10 @@ class LatentDiffusion(Adaptable, LatentEditor):
         frames = values.get(cls._FRAMES, 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
         options = read_options(chosen, frames, facts.max_frames, facts.levels)
-        as_prompts(values.get('prompt'), num_frames=frames)
+        if values.get('prompt_embeds') is None:
+            as_prompts(values.get('prompt'), num_frames=frames)
+        draws = values.get('draws', 'official')
+        check_course(values.get('timesteps'), values.get('sigmas'), draws=draws)
         as_prompts(values.get('negative_prompt') or '', 'negative_prompt', frames)
         check_seeds(values.get('seed'))
         size = facts.default_size
@@ -229,12 +234,32 @@ class LatentDiffusion(Adaptable, LatentEditor):
             multiple=self.vae_scale,
             max_frames=request.options.frame_limit(self.unet.max_frames),
         )
-        check_clip_skip(request.clip_skip, self.text_encoder.config.num_hidden_layers)
+        layers = self.text_encoder.config.num_hidden_layers
+        check_clip_skip(request.clip_skip, layers)
+        check_clip_skip(request.negative_clip_skip, layers)
+        self._check_embeds(request)
         self._check_latents(request)
         clip = (request.height, request.width)
         request.pictures = prepare_image_prompts(
             self, request.image_prompts, request.num_frames, clip
         )
+
+    def _check_embeds(self, request: Request) -> None:
+        width, guided = self.unet.cross_attention_dim, request.options.guided
+        for item in request.samples:
+            for embeds in (item.embeds, item.negative_embeds):
+                if embeds is not None and embeds.shape[-1] != width:
+                    raise InputError(
+                        f'prompt_embeds are {embeds.shape[-1]} wide: the denoiser takes {width}.'
+                    )
+            self._token_count(item, guided)
+        free_init = request.options.free_init
+        custom = request.timesteps is not None or request.sigmas is not None
+        if custom and free_init is not None and free_init.use_fast_sampling:
+            raise InputError(
+                'free_init.use_fast_sampling=True chooses steps of its own: leave timesteps and '
+                'sigmas out.'
+            )
 
     # Training ---------------------------------------------------------------------------------
 

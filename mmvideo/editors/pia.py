@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from mmvideo.editors.animatediff import AnimateDiff
+from mmvideo.editors.course import OnStep, check_course, step_count
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.motion import (
@@ -60,7 +61,7 @@ class PIA(AnimateDiff):
 
     def infer(
         self,
-        prompt: Any,
+        prompt: Any = None,
         negative_prompt: Any = None,
         video_length: int = 16,
         height: int | None = None,
@@ -92,6 +93,13 @@ class PIA(AnimateDiff):
         ip_adapter_masks: Any = None,
         ip_adapter_image_embeds: Any = None,
         clip_skip: int | None = None,
+        negative_clip_skip: int | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        on_step: OnStep | None = None,
+        draws: str = 'official',
         windows: dict[str, Any] | int | None = None,
         free_init: dict[str, Any] | bool | None = None,
         free_u: dict[str, Any] | bool | None = None,
@@ -124,6 +132,7 @@ class PIA(AnimateDiff):
         """
         frames = condition_frames(condition_frame, video_length)
         strength = read_strength(strength, video, picture=True)
+        check_course(timesteps, sigmas, on_step, draws)
         if image is None and video is not None:
             image = frames_as_pictures(video, video_length, frames)
         images = self._images(image, height, width, len(frames))
@@ -136,6 +145,8 @@ class PIA(AnimateDiff):
             latents,
             repeat=len(images),
             num_frames=video_length,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
         )
         size = images[0].shape[-2:]
         request = Request(
@@ -143,7 +154,7 @@ class PIA(AnimateDiff):
             num_frames=video_length,
             height=int(size[0]),
             width=int(size[1]),
-            num_inference_steps=num_inference_steps,
+            num_inference_steps=step_count(num_inference_steps, timesteps, sigmas),
             options=self._options(
                 video_length,
                 guidance_scale=guidance_scale,
@@ -157,6 +168,11 @@ class PIA(AnimateDiff):
             decode_chunk_size=decode_chunk_size,
             output_type=output_type,
             clip_skip=clip_skip,
+            negative_clip_skip=negative_clip_skip,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            on_step=on_step,
+            draws=draws,
             strength=strength,
             video=self._clip(video, video_length, int(size[0]), int(size[1])),
             controls=self._read_controls(

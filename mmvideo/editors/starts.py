@@ -59,6 +59,25 @@ class Starts(Denoising):
             scheduler.set_begin_index(skipped * order)
         return scheduler.timesteps[skipped * order :]
 
+    def _draw(self, group: list[Sample], request: Request) -> Tensor:
+        starts = request.video is not None or request.strength < 1
+        if request.draws == 'official' or not starts:
+            return super()._draw(group, request)
+        if request.video is None:  # diffusers draws noise first and drops it
+            for item in group:
+                self._noise(item, request)
+        self._prepare(group, request)
+        if request.video is None or request.options.free_noise is not None:
+            return torch.stack([self._noise(item, request) for item in group])
+        return torch.stack([self._by_frames(item, request) for item in group])
+
+    def _by_frames(self, item: Sample, request: Request) -> Tensor:
+        """Noise [C, T, H, W], drawn frame by frame."""
+        if item.latents is not None:
+            return item.latents.float()
+        channels, frames, *cells = self._noise_shape(request)
+        return torch.randn(frames, channels, *cells, generator=item.generator).transpose(0, 1)
+
     def _prepare(self, group: list[Sample], request: Request) -> None:
         super()._prepare(group, request)
         if request.video is None:

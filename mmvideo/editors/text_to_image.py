@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mmvideo.editors.course import OnStep, check_course, step_count
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.request import Request, make_samples
 from mmvideo.models.conditioning.image_prompt import ImagePrompts
@@ -21,7 +22,7 @@ class TextToImage(LatentDiffusion):
 
     def infer(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -40,6 +41,12 @@ class TextToImage(LatentDiffusion):
         ip_adapter_masks: Any = None,
         ip_adapter_image_embeds: Any = None,
         clip_skip: int | None = None,
+        negative_clip_skip: int | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        on_step: OnStep | None = None,
         free_u: dict[str, Any] | bool | None = None,
     ) -> dict[str, Any]:
         """Draw pictures; arguments as ``AnimateDiff.infer``.
@@ -47,18 +54,31 @@ class TextToImage(LatentDiffusion):
         Returns:
             ``dict(samples=...)``: float in [0, 1], [N, C, 1, H, W], on the CPU.
         """
+        check_course(timesteps, sigmas, on_step)
         request = Request(
             samples=make_samples(
-                prompt, negative_prompt, num_videos_per_prompt, seed, generator, latents
+                prompt,
+                negative_prompt,
+                num_videos_per_prompt,
+                seed,
+                generator,
+                latents,
+                num_frames=1,
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
             ),
             num_frames=1,
             height=height or self.default_size,
             width=width or self.default_size,
-            num_inference_steps=num_inference_steps,
+            num_inference_steps=step_count(num_inference_steps, timesteps, sigmas),
             options=self._options(1, guidance_scale=guidance_scale, free_u=free_u),
             eta=eta,
             decode_chunk_size=decode_chunk_size,
             clip_skip=clip_skip,
+            negative_clip_skip=negative_clip_skip,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            on_step=on_step,
             image_prompts=ImagePrompts(
                 ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
             ),

@@ -1,0 +1,145 @@
+"""What is switched on and off between calls: FreeU, FreeInit, FreeNoise, ways to save memory."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mmvideo.errors import InputError
+
+_LOG = logging.getLogger(__name__)
+
+
+class Features:
+    """Switches of a pipeline. The options of the editor are checked when they are switched on."""
+
+    editor: Any
+
+    def _start_features(self) -> None:
+        self._options: dict[str, Any] = {}
+
+    def _enable(self, name: str, **settings: Any) -> None:
+        if name not in self.editor._OPTIONS:
+            raise InputError(f'{type(self).__name__} has no {name}.')
+        self.editor._options(1, **{name: settings})  # refuses what cannot be
+        self._options[name] = settings
+
+    # FreeU ------------------------------------------------------------------------------------
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Weigh the skip connections anew, see ``mmvideo.diffusion.free_u``."""
+        self._enable('free_u', s1=s1, s2=s2, b1=b1, b2=b2)
+
+    def disable_freeu(self) -> None:
+        """Take ``enable_freeu`` back."""
+        self._options.pop('free_u', None)
+
+    # Memory -----------------------------------------------------------------------------------
+
+    def enable_vae_slicing(self) -> None:
+        """Decode frame by frame; slower, the same pictures."""
+        self.editor.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Take ``enable_vae_slicing`` back."""
+        self.editor.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Decode large frames in overlapping tiles."""
+        self.editor.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Take ``enable_vae_tiling`` back."""
+        self.editor.vae.disable_tiling()
+
+    def enable_attention_slicing(self, slice_size: Any = 'auto') -> None:
+        """Nothing to do: attention is fused and keeps no matrix of weights."""
+        _LOG.info('attention slicing has no effect: attention is fused')
+
+    def disable_attention_slicing(self) -> None:
+        """Nothing to do, see ``enable_attention_slicing``."""
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """Nothing to do: torch's own attention is memory-efficient."""
+        _LOG.info("xformers has no effect: attention is torch's own, which is memory-efficient")
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Nothing to do, see ``enable_xformers_memory_efficient_attention``."""
+
+
+class MotionFeatures(Features):
+    """Switches of pipelines with motion modules."""
+
+    @property
+    def free_init_enabled(self) -> bool:
+        """Whether FreeInit is on."""
+        return 'free_init' in self._options
+
+    @property
+    def free_noise_enabled(self) -> bool:
+        """Whether FreeNoise is on."""
+        return 'free_noise' in self._options
+
+    def enable_free_init(
+        self,
+        num_iters: int = 3,
+        use_fast_sampling: bool = False,
+        method: str = 'butterworth',
+        order: int = 4,
+        spatial_stop_frequency: float = 0.25,
+        temporal_stop_frequency: float = 0.25,
+    ) -> None:
+        """Sample several times, see ``mmvideo.diffusion.free_init``."""
+        self._enable(
+            'free_init',
+            num_iters=num_iters,
+            use_fast_sampling=use_fast_sampling,
+            method=method,
+            order=order,
+            spatial_stop_frequency=spatial_stop_frequency,
+            temporal_stop_frequency=temporal_stop_frequency,
+        )
+
+    def disable_free_init(self) -> None:
+        """Take ``enable_free_init`` back."""
+        self._options.pop('free_init', None)
+
+    def enable_free_noise(
+        self,
+        context_length: int | None = 16,
+        context_stride: int = 4,
+        weighting_scheme: str = 'pyramid',
+        noise_type: str = 'shuffle_context',
+        prompt_interpolation_callback: Any = None,
+    ) -> None:
+        """Clips longer than the motion modules see, see ``mmvideo.diffusion.free_noise``.
+
+        Args:
+            context_length: frames of a window; None is 16, or what the modules see if that is less.
+            context_stride: frames from one window to the next.
+            weighting_scheme: how windows are joined: see ``mmvideo.diffusion.windows``.
+            noise_type: ``'shuffle_context'``, ``'repeat_context'`` or ``'random'``.
+            prompt_interpolation_callback: refused; a prompt's key ``'interpolation'`` says it.
+        """
+        if prompt_interpolation_callback is not None:
+            raise InputError(
+                'prompt_interpolation_callback: keyframes of a prompt say how they are mixed, '
+                "such as {0: 'spring', 15: 'summer', 'interpolation': 'ease-in-out'}."
+            )
+        self._enable(
+            'free_noise',
+            context_length=context_length,
+            context_stride=context_stride,
+            weighting_scheme=weighting_scheme,
+            noise_type=noise_type,
+        )
+
+    def disable_free_noise(self) -> None:
+        """Take ``enable_free_noise`` back."""
+        self._options.pop('free_noise', None)
+
+    def enable_free_noise_split_inference(
+        self, spatial_split_size: int = 256, temporal_split_size: int = 16
+    ) -> None:
+        """Nothing to do: frames are attended to in bounded parts anyway."""
+        _LOG.info('split inference has no effect; for less memory use windows=dict(length=...)')
