@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
+
 from mmvideo.errors import InputError
+from mmvideo.pipelines.handles import refuse_others
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,6 +55,36 @@ class Features:
         """Take ``enable_vae_tiling`` back."""
         self.editor.vae.disable_tiling()
 
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """Keep weights in main memory, and bring each network to the device when it is needed.
+
+        Args:
+            gpu_id: of several accelerators.
+            device: where to compute; None is the first accelerator, or the CPU without one.
+        """
+        self.editor.offload('model', _accelerator(gpu_id, device))
+
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """Likewise, layer by layer: slower, and the least memory."""
+        self.editor.offload('sequential', _accelerator(gpu_id, device))
+
+    def enable_group_offload(self, onload_device: Any = None, **others: Any) -> None:
+        """Likewise, stage by stage of the denoiser.
+
+        Args:
+            onload_device: where to compute, as ``device`` above.
+            others: refused; the stages are the groups.
+        """
+        refuse_others('enable_group_offload', others, ('onload_device',))
+        self.editor.offload('group', _accelerator(None, onload_device))
+
+    def remove_all_hooks(self) -> None:
+        """Take offloading back; all networks are on the device."""
+        self.editor.offload(None)
+
+    def maybe_free_model_hooks(self) -> None:
+        """Nothing to do: an offloaded network leaves the device by itself."""
+
     def enable_attention_slicing(self, slice_size: Any = 'auto') -> None:
         """Nothing to do: attention is fused and keeps no matrix of weights."""
         _LOG.info('attention slicing has no effect: attention is fused')
@@ -65,6 +98,16 @@ class Features:
 
     def disable_xformers_memory_efficient_attention(self) -> None:
         """Nothing to do, see ``enable_xformers_memory_efficient_attention``."""
+
+
+def _accelerator(gpu_id: int | None, device: Any) -> torch.device:
+    if device is not None:
+        chosen = torch.device(device)
+        return chosen if gpu_id is None else torch.device(chosen.type, gpu_id)
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return torch.device('cpu')
+    return found if gpu_id is None else torch.device(found.type, gpu_id)
 
 
 class MotionFeatures(Features):
