@@ -35,7 +35,7 @@ class Bar:
             self._bar.close()
 
     def __call__(self, done: int, total: int, latents: Tensor) -> None:
-        from tqdm.auto import tqdm
+        from diffusers.utils.logging import tqdm
 
         if self._bar is None or done == 1:
             self.__exit__()

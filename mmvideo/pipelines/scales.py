@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from mmvideo.errors import InputError, nearest
-from mmvideo.models.adapters.lora import LoRA
+from mmvideo.models.adapters.lora import LoRA, scale_at
 
 _SIDES = {'down': 'down_blocks', 'up': 'up_blocks', 'mid': 'mid_block'}
 
@@ -78,3 +78,13 @@ def active_scale(lora: LoRA, usual: float) -> Any:
     """The scale of a LoRA, or the usual one where it is off."""
     on = any(lora.scale.values()) if isinstance(lora.scale, Mapping) else lora.scale
     return lora.scale if on else usual
+
+
+def without_layers(lora: LoRA, layers: Container[str]) -> Any:
+    """The scale of a LoRA that is off in some layers."""
+    shared = [key for key in lora.pairs if key in layers]
+    if not shared:
+        return lora.scale
+    if len(shared) == len(lora.pairs):
+        return 0.0
+    return {key: 0.0 if key in layers else scale_at(lora.scale, key) for key in lora.pairs}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Both, call, parts, seeded
+from pairs_of_pipelines import Both, call, parts, seeded
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -68,7 +68,7 @@ def test_loras(pair: Both, tmp_path: Path) -> None:
     pair.compare(**call(cross_attention_kwargs={'scale': 0.4}))
     for pipeline in pair:
         pipeline.load_lora_weights(str(tmp_path), weight_name='b.safetensors', adapter_name='b')
-    assert pair.ours.get_active_adapters() == pair.theirs.get_active_adapters()
+    assert pair.ours.get_active_adapters() == ['a', 'b']  # they share no layer
     pair.compare(**call())
     for pipeline in pair:
         pipeline.set_adapters(['a', 'b'], [0.5, 0.7])
@@ -77,6 +77,14 @@ def test_loras(pair: Both, tmp_path: Path) -> None:
     expected = pair.theirs.get_list_adapters()
     assert {k: sorted(v) for k, v in found.items()} == {k: sorted(v) for k, v in expected.items()}
     both = pair.compare(**call())
+    again = str(write_lora(pair, tmp_path / 'c.safetensors', 3))
+    for pipeline in pair:
+        pipeline.load_lora_weights(again, adapter_name='c')
+    assert pair.ours.get_active_adapters() == ['b', 'c']  # 'c' instead of 'a'
+    pair.compare(**call())
+    for pipeline in pair:
+        pipeline.delete_adapters('c')
+        pipeline.set_adapters(['a', 'b'], [0.5, 0.7])
     for pipeline in pair:
         pipeline.delete_adapters('b')
     assert (pair.compare(**call()) - both).abs().max() > 1e-3

@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import call, parts, seeded
+from pairs_of_pipelines import call, parts, seeded
 
 from mmvideo.errors import InputError
 

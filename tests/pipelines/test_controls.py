@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from conftest import Both, both_of, call, parity_module, parts, seeded
+from pairs_of_pipelines import Both, both_of, call, parity_module, parts, seeded
 
 import mmvideo.pipelines
 from mmvideo.errors import InputError

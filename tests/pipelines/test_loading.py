@@ -8,38 +8,21 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from conftest import call, parts, seeded
+from pairs_of_pipelines import call, image_folder, parts, seeded
 
 import mmvideo.pipelines
+from mmvideo.checkpoints.files import write_tensors
+from mmvideo.checkpoints.layouts.ldm import diffusers_to_ldm
+from mmvideo.checkpoints.single_file import TEXT_ENCODER, UNET, VAE
 from mmvideo.errors import InputError, WeightsError
 from mmvideo.pipelines import AnimateDiffPipeline, MotionAdapter, PIAPipeline
+from mmvideo.pipelines.handles import single_file
+from mmvideo.pipelines.loading import SD15_SCHEDULER
+from mmvideo.registry import TOKENIZERS
 
 
 def frames(pipeline: object) -> torch.Tensor:
     return pipeline(**call(), generator=seeded(11), output_type='pt').frames  # type: ignore[operator]
-
-
-def image_folder(make: Callable, folder: Path) -> Path:
-    """A text-to-image model as the hub has it, without motion modules."""
-    pair = make('v2')
-    source = pair.folder.parent / 'parts'
-    unet = diffusers.UNet2DConditionModel.from_pretrained(source / 'unet')
-    unet.save_pretrained(folder / 'unet')
-    for name in ('vae', 'text_encoder', 'tokenizer', 'scheduler'):
-        getattr(pair.theirs, name).save_pretrained(folder / name)
-    parts_of = {
-        'vae': ['diffusers', 'AutoencoderKL'],
-        'text_encoder': ['transformers', 'CLIPTextModel'],
-        'tokenizer': ['transformers', 'CLIPTokenizer'],
-        'unet': ['diffusers', 'UNet2DConditionModel'],
-        'scheduler': ['diffusers', 'DDIMScheduler'],
-        'safety_checker': [None, None],
-        'feature_extractor': [None, None],
-    }
-    from mmvideo.checkpoints.save import write_json
-
-    write_json(folder / 'model_index.json', {'_class_name': 'StableDiffusionPipeline', **parts_of})
-    return folder
 
 
 def test_an_image_model_and_a_motion_adapter(make: Callable, tmp_path: Path) -> None:
@@ -96,10 +79,60 @@ def test_half_precision(make: Callable) -> None:
         half.to(dtype=torch.float64)
 
 
-def test_a_checkpoint_in_one_file(make: Callable, tmp_path: Path) -> None:
-    """The file tells its widths; heads and groups stand in none, so its keys are looked at."""
-    from mmvideo.pipelines.handles import single_file
+def one_file(folder: Path) -> tuple[Path, diffusers.AnimateDiffPipeline]:
+    """Stable Diffusion 1.5 with few channels in the original layout, and diffusers' pipeline."""
+    from transformers import CLIPTextConfig, CLIPTextModel
 
+    torch.manual_seed(0)
+    widths = dict(block_out_channels=(32,) * 4)
+    words = sorted({*' '.join(parts.PROMPTS).split(), parts.NEGATIVE})
+    tokenizer = TOKENIZERS.build(dict(type='CLIPTokenizer', vocab=words))
+    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    text = CLIPTextConfig(
+        **{**TEXT_ENCODER, 'num_attention_heads': 4, **ids},
+        **dict(vocab_size=len(tokenizer), hidden_size=16, projection_dim=16),
+        **dict(intermediate_size=24, num_hidden_layers=2),
+    )
+    modules = dict(
+        unet=diffusers.UNet2DConditionModel.from_config(
+            UNET | widths | dict(cross_attention_dim=16)
+        ),
+        vae=diffusers.AutoencoderKL.from_config(VAE | widths),
+        text_encoder=CLIPTextModel(text),
+    )
+    for module in modules.values():
+        parts.disturb(module)
+    path = write_tensors(
+        folder / 'personal.safetensors',
+        diffusers_to_ldm({name: module.state_dict() for name, module in modules.items()}),
+    )
+    adapter = diffusers.MotionAdapter(**widths, motion_num_attention_heads=8)
+    parts.disturb(adapter)
+    settings = {k: v for k, v in SD15_SCHEDULER.items() if k != 'type'}
+    pipeline = diffusers.AnimateDiffPipeline(
+        **{name: module.eval() for name, module in modules.items()},
+        tokenizer=tokenizer,
+        motion_adapter=adapter.eval(),
+        scheduler=diffusers.PNDMScheduler(**settings),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return path, pipeline
+
+
+def test_a_checkpoint_in_one_file(tmp_path: Path) -> None:
+    path, theirs = one_file(tmp_path)
+    adapter = theirs.motion_adapter
+    # Heads of a text encoder stand in no file; this small one has fewer than the usual 12.
+    given = dict(tokenizer=theirs.tokenizer, text_encoder=theirs.text_encoder)
+    ours = AnimateDiffPipeline.from_single_file(path, motion_adapter=adapter, **given)
+    assert dict(ours.scheduler.config)['beta_schedule'] == 'scaled_linear'
+    shared = call(frames=2, steps=2, height=64, width=64, output_type='pt')
+    found, expected = (p(**shared, generator=seeded(3)).frames for p in (ours, theirs))
+    assert (found - expected).abs().max() <= 1e-4
+    assert expected.std() > 0.02
+
+
+def test_links_and_files_that_are_not_there(make: Callable, tmp_path: Path) -> None:
     link = 'https://huggingface.co/owner/name/blob/main/folder/model.safetensors'
     assert single_file(link) == ('owner/name/folder/model.safetensors', None)
     assert single_file(link.replace('main', 'v2'))[1] == 'v2'

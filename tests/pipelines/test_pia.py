@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import call, parts, seeded
+from pairs_of_pipelines import call, parts, seeded
 
 from mmvideo.errors import InputError
 from mmvideo.pipelines import AnimateDiffPipeline, MotionAdapter, PIAPipeline

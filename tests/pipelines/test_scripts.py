@@ -9,13 +9,12 @@ from pathlib import Path
 
 import diffusers
 import pytest
-from conftest import parts, seeded
+from pairs_of_pipelines import image_folder, parts, seeded
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'models' / 'adapters'))
 
 import small_loras as lora
-from test_loading import image_folder
 
 from mmvideo.editors import AnimateDiff
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Both, both_of, parity_module, seeded
+from pairs_of_pipelines import Both, both_of, parity_module, seeded
 
 from mmvideo.errors import InputError
 from mmvideo.pipelines import I2VGenXLPipeline, StableVideoDiffusionPipeline
