@@ -73,7 +73,7 @@ class VideoPipeline(Features):
     def __init__(self, *, numerics: Numerics = 'diffusers', **components: Any) -> None:
         self._check_components(components)
         self.numerics = numerics
-        self._given = dict(components)
+        self._motion_adapter = components.get('motion_adapter')
         given = {name: value for name, value in components.items() if value is not None}
         given['unet'] = build_denoiser(
             given['unet'], given.get('motion_adapter'), numerics, self.in_channels
@@ -201,6 +201,9 @@ class VideoPipeline(Features):
         if ours and 'unet' not in given and 'motion_adapter' not in given:
             made._share_adapters(pipeline)
         return made if torch_dtype is None else made.to(torch_dtype)
+
+    def _share_adapters(self, other: Any) -> None:
+        """Have the adapters of a pipeline over the same networks; here there are none."""
 
     @classmethod
     def _sorted(cls, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -27,34 +27,6 @@ class Features:
         self.editor._options(1, **{name: settings})  # refuses what cannot be
         self._options[name] = settings
 
-    # FreeU ------------------------------------------------------------------------------------
-
-    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """Weigh the skip connections anew, see ``mmvideo.diffusion.free_u``."""
-        self._enable('free_u', s1=s1, s2=s2, b1=b1, b2=b2)
-
-    def disable_freeu(self) -> None:
-        """Take ``enable_freeu`` back."""
-        self._options.pop('free_u', None)
-
-    # Memory -----------------------------------------------------------------------------------
-
-    def enable_vae_slicing(self) -> None:
-        """Decode frame by frame; slower, the same pictures."""
-        self.editor.vae.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """Take ``enable_vae_slicing`` back."""
-        self.editor.vae.disable_slicing()
-
-    def enable_vae_tiling(self) -> None:
-        """Decode large frames in overlapping tiles."""
-        self.editor.vae.enable_tiling()
-
-    def disable_vae_tiling(self) -> None:
-        """Take ``enable_vae_tiling`` back."""
-        self.editor.vae.disable_tiling()
-
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
         """Keep weights in main memory, and bring each network to the device when it is needed.
 
@@ -100,6 +72,34 @@ class Features:
         """Nothing to do, see ``enable_xformers_memory_efficient_attention``."""
 
 
+class ImageFeatures(Features):
+    """Switches of pipelines whose VAE and skip connections are those of an image model."""
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Weigh the skip connections anew, see ``mmvideo.diffusion.free_u``."""
+        self._enable('free_u', s1=s1, s2=s2, b1=b1, b2=b2)
+
+    def disable_freeu(self) -> None:
+        """Take ``enable_freeu`` back."""
+        self._options.pop('free_u', None)
+
+    def enable_vae_slicing(self) -> None:
+        """Decode frame by frame; slower, the same pictures."""
+        self.editor.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Take ``enable_vae_slicing`` back."""
+        self.editor.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Decode large frames in overlapping tiles."""
+        self.editor.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Take ``enable_vae_tiling`` back."""
+        self.editor.vae.disable_tiling()
+
+
 def _accelerator(gpu_id: int | None, device: Any) -> torch.device:
     if device is not None:
         chosen = torch.device(device)
@@ -110,7 +110,7 @@ def _accelerator(gpu_id: int | None, device: Any) -> torch.device:
     return found if gpu_id is None else torch.device(found.type, gpu_id)
 
 
-class MotionFeatures(Features):
+class MotionFeatures(ImageFeatures):
     """Switches of pipelines with motion modules."""
 
     @property

@@ -201,8 +201,10 @@ class ControlNetModel(_Loaded, ControlNet):
 class SparseControlNetModel(_Loaded, SparseCtrl):
     """A SparseCtrl for a pipeline; see ``SparseCtrl``. Its norms are those of diffusers."""
 
-    def __init__(self, *arguments: Any, norm_scope: NormScope = 'clip', **settings: Any) -> None:
-        super().__init__(*arguments, norm_scope=norm_scope, **settings)
+    def __init__(
+        self, from_pretrained: str | Path, norm_scope: NormScope = 'clip', **settings: Any
+    ) -> None:
+        super().__init__(from_pretrained, norm_scope=norm_scope, **settings)
 
 
 def controls_of(given: Any) -> list[ControlNet]:

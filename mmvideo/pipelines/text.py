@@ -16,7 +16,7 @@ from mmvideo.errors import InputError
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
 from mmvideo.pipelines.adapters import Adapters
 from mmvideo.pipelines.base import VideoPipeline, _Part
-from mmvideo.pipelines.features import MotionFeatures
+from mmvideo.pipelines.features import ImageFeatures, MotionFeatures
 
 KINDS = {
     'vae': 'AutoencoderKL',
@@ -38,7 +38,7 @@ _SHARED = (
 )
 
 
-class TextPipeline(Adapters, VideoPipeline):
+class TextPipeline(Adapters, ImageFeatures, VideoPipeline):
     """Prompts and adapters over an editor with a text encoder."""
 
     text_encoder = _Part()
@@ -180,7 +180,7 @@ class MotionPipeline(MotionFeatures, TextPipeline):
     @property
     def motion_adapter(self) -> Any:
         """What was given; its modules are in the denoiser."""
-        return self._given.get('motion_adapter')
+        return self._motion_adapter
 
     def _animate(self, given: Mapping[str, Any], **changes: Any) -> Any:
         """``_call`` with the names of AnimateDiff's editor."""

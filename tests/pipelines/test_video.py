@@ -64,6 +64,11 @@ def test_no_prompt(video: Both) -> None:
         video.ours(**svd_call(), prompt='a fish')
 
 
+def test_no_switches_of_image_models(video: Both) -> None:
+    for name in ('enable_freeu', 'enable_vae_tiling', 'load_lora_weights', 'enable_free_init'):
+        assert not hasattr(video.ours, name) and not hasattr(video.theirs, name)
+
+
 def test_official_epsilons(video: Both) -> None:
     official = StableVideoDiffusionPipeline.from_pretrained(video.folder, numerics='official')
     assert set(official.unet.settings.get('norm_eps', [1e-5])) == {1e-5}
