@@ -34,7 +34,8 @@ def models() -> list[dict[str, Any]]:
 def test_config_is_valid(path: Path) -> None:
     cfg = load_config(path)
     if path.name.startswith('train_'):
-        assert cfg.model.type == 'Autoencoder' or cfg.model.trainable
+        trained = cfg.model.get('trainable') or cfg.model.get('lora')
+        assert cfg.model.type == 'Autoencoder' or trained
         assert cfg.train_cfg.type == 'StepTrainLoop' and cfg.train_cfg.max_iters > 0
         assert cfg.train_dataloader.sampler.type == 'ResumableSampler'
     else:

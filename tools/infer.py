@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from mmvideo.apis.cli import Parser, count, run_tool
 
 EXAMPLES = """
 examples:
@@ -31,15 +33,6 @@ examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message without the usage; leave with 2."""
-        print(f'error: {message} (see --help)', file=sys.stderr)
-        sys.exit(2)
-
-
 def seed(text: str) -> int:
     """A seed of the command line."""
     try:
@@ -48,17 +41,6 @@ def seed(text: str) -> int:
         value = -1
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f'{text!r}: expected an integer from 0 to 2^63 - 1')
-    return value
-
-
-def count(text: str) -> int:
-    """A number of frames, steps or pixels."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r}: expected an integer of at least 1')
     return value
 
 
@@ -92,9 +74,7 @@ def adapter(kind: str) -> Callable[[str], dict[str, Any]]:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='a config, a model name, or a video with its recipe inside')
     what = parser.add_argument_group('what to make (default: what the config says)')
     add = what.add_argument
@@ -119,12 +99,8 @@ def parse_args() -> argparse.Namespace:
         help='amount of motion: 0 to 8, a name such as fit-loop-small, or affinities')  # fmt: skip
     add('--condition-frame', nargs='+', type=int, metavar='N',
         help='which frame the picture is; several: of as many pictures for a video')  # fmt: skip
-    add(
-        '--strength',
-        type=float,
-        metavar='X',
-        help='1 starts from noise, less from the picture or --video',
-    )
+    add('--strength', type=float, metavar='X',
+        help='1 starts from noise, less from the picture or --video')  # fmt: skip
     add('--clip-skip', type=int, metavar='N', help='layers of the text encoder to leave out')
     add('--height', type=count, metavar='H', help='pixels')
     add('--width', type=count, metavar='W', help='pixels')
@@ -146,8 +122,7 @@ def parse_args() -> argparse.Namespace:
         metavar='FILE[:SCALE]', help='likewise a SparseCtrl, after those of --control')  # fmt: skip
     add('--fps', type=float, metavar='N', help='frames a second of the file')
     add('--out', metavar='PATH', help='an mp4, gif, webp or png to write, or a folder')
-    add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-        help='override settings of the config, such as model.scheduler.beta_end=0.02')  # fmt: skip
+    parser.add_cfg_options(how)
     add('--allow-other-weights', action='store_true',
         help='make a recipe again although the weight files have changed')  # fmt: skip
     add('--dry-run', action='store_true', help='say what would be done; read no weights')
@@ -244,19 +219,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Exit code 0 when all is done, 2 for bad input, 130 when interrupted."""
-    args = parse_args()
-    from mmvideo.errors import UserError
-
-    try:
-        run(args)
-    except UserError as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: the video in the making was not written', file=sys.stderr)
-        return 130
-    return 0
+    """The exit code, see ``run_tool``."""
+    return run_tool(run, parse_args(), interrupted='the video in the making was not written')
 
 
 if __name__ == '__main__':

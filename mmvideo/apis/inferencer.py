@@ -14,7 +14,7 @@ from mmengine import Config
 from mmvideo.apis.devices import dtype_name, pick_device, pick_dtype
 from mmvideo.apis.image_prompts import find_prompts, pack_prompts, unpacked_prompts
 from mmvideo.apis.images import check_entry, find_image, pack_images, unpacked
-from mmvideo.apis.jobs import Job, frames_of, make_jobs, merge_arguments
+from mmvideo.apis.jobs import Job, make_jobs, merge_arguments
 from mmvideo.apis.progress import Progress
 from mmvideo.apis.targets import Target, choose_fps, choose_targets
 from mmvideo.apis.zoo import find_config
@@ -161,7 +161,7 @@ class VideoInferencer:
         jobs = [self._completed(job) for job in make_jobs(pack_prompts(merged))]
         targets: list[list[Target]] = [[] for _ in jobs]
         if out is not False:
-            single = frames_of(jobs[0].arguments) == 1
+            single = jobs[0].arguments.get('video_length', 1) == 1
             named = None if isinstance(out, bool) else out
             suffixes = [job.suffix for job in jobs]
             targets = choose_targets(named, self.name, self.defaults, suffixes, single)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmvideo.apis.devices import dtype_name
-from mmvideo.apis.jobs import frames_of
 from mmvideo.apis.progress import size
 from mmvideo.diffusion.windows import Windows
 from mmvideo.editors.facts import read_facts
@@ -140,7 +139,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         device=str(inferencer.device),
         dtype=dtype_name(inferencer.dtype),
         videos=len(work.jobs),
-        frames=int(frames_of(arguments)),
+        frames=int(arguments.get('video_length', 1)),
         height=height,
         width=width,
         fps=work.fps,
@@ -150,14 +149,14 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         files=tuple(str(target.path) for targets in work.targets for target in targets),
         weights_bytes=sum(known) * item if len(known) == len(counts) else None,
         working_bytes=_working_bytes(arguments, by_name, height, width, item, windows),
-        windows=_drawn(windows, int(frames_of(arguments))),
+        windows=_drawn(windows, int(arguments.get('video_length', 1))),
     )
 
 
 def _guidance(arguments: Mapping[str, Any]) -> float:
     """The guidance scale, of one that changes the largest."""
     value = arguments.get('guidance_scale') or arguments.get('max_guidance_scale') or 0
-    frames = int(frames_of(arguments))
+    frames = int(arguments.get('video_length', 1))
     return max(number_timeline(value, 'guidance_scale', frames).values)
 
 
@@ -326,7 +325,7 @@ def _working_bytes(
     unet = parts['unet'].settings.get('block_out_channels') if 'unet' in parts else None
     if not (factor and unet and height and width):
         return None
-    frames = int(frames_of(arguments))
+    frames = int(arguments.get('video_length', 1))
     halves = 2 if _guidance(arguments) > 1 else 1
     latent = (height // factor) * (width // factor)
     seen = frames if windows is None else min(frames, windows.length)

@@ -41,6 +41,8 @@ _TEXT = ('model.text_encoder', 'model.tokenizer')
 _LATENTS = ('model.vae', 'train_dataloader.dataset.vae')
 _T2I = {'unet': 'unet', 'text_encoder': 'text_encoder', 'tokenizer': 'tokenizer'}
 _MOTION = {'motion_adapter': 'motion_adapter'}
+_PIA = {'motion_adapter': 'pia'}
+_MOVING = (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module')
 STAGES = {
     'vae': Stage('train_vae_sprites.py', (), {'vae': 'vae'}),
     't2i_near': Stage('train_t2i_sprites_near.py', _LATENTS, _T2I),
@@ -48,16 +50,9 @@ STAGES = {
     'animatediff_centred': Stage(
         'train_animatediff_sprites_centred.py', (*_LATENTS, *_TEXT, 'model.unet'), _MOTION
     ),
-    'animatediff': Stage(
-        'train_animatediff_sprites.py',
-        (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module'),
-        _MOTION,
-    ),
-    'pia': Stage(
-        'train_pia_sprites.py',
-        (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module'),
-        {'motion_adapter': 'pia'},
-    ),
+    'animatediff': Stage('train_animatediff_sprites.py', _MOVING, _MOTION),
+    'pia_still': Stage('train_pia_sprites_still.py', _MOVING, _PIA),
+    'pia': Stage('train_pia_sprites.py', _MOVING, _PIA),
     'neon': Stage(
         'train_t2i_sprites_neon.py', (*_LATENTS, *_TEXT, 'model.unet'), {'unet': 'unet_neon'}
     ),

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from mmvideo.checkpoints.files import read_tensors, sha256, write_tensors, write_text
 from mmvideo.checkpoints.sources import resolve_weights
+from mmvideo.datasets.samplers import Draw
 from mmvideo.errors import ConfigError, InputError, nearest
 from mmvideo.registry import DATASETS, MODELS
 
@@ -52,7 +54,9 @@ class CachedLatents(Dataset):
         cache_dir: folder of all caches.
         num_clips: how many items of ``dataset``, from the first, are encoded.
         num_frames: frames of an item; None is all. Fewer are a window (one frame: a frame) drawn
-            anew at each reading from torch's global generator.
+            anew at each reading: by a ``ResumableSampler`` from its seed, the epoch and the index,
+            so that a resumed training sees the same whatever ``num_workers`` is; from torch's
+            global generator for a plain index.
         affinity: add the scores of PIA's affinity, computed on the frames before encoding.
         first_frame: add the clip's first frame as it is, for a model that sees a picture; then
             ``num_frames`` must be None, as other frames are not kept.
@@ -104,9 +108,10 @@ class CachedLatents(Dataset):
         """The clip ``index`` as a dict; see the class."""
         if not -self.num_clips <= index < self.num_clips:
             raise IndexError(f'clip {index} of {self.num_clips}')
+        rng = index.rng() if isinstance(index, Draw) else None
         index %= self.num_clips
         moments = self._read('moments', index)
-        window = self._window(moments.shape[0])
+        window = self._window(moments.shape[0], rng)
         item = {'latents': moments[window].float(), 'caption': self.captions[index]}
         if 'affinity_scores' in self.kinds:
             item['affinity_scores'] = self._read('affinity_scores', index)[window, window].clone()
@@ -151,11 +156,12 @@ class CachedLatents(Dataset):
             self._shards[path] = read_tensors(path)[kind]
         return self._shards[path][index % SHARD]
 
-    def _window(self, clip_frames: int) -> slice:
+    def _window(self, clip_frames: int, rng: np.random.Generator | None) -> slice:
         frames = self.num_frames or clip_frames
         if frames == clip_frames:
             return slice(None)
-        start = int(torch.randint(clip_frames - frames + 1, ()))
+        places = clip_frames - frames + 1
+        start = int(torch.randint(places, ()) if rng is None else rng.integers(places))
         return slice(start, start + frames)
 
 

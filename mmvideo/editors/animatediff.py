@@ -9,18 +9,18 @@ from typing import Any
 import torch
 
 from mmvideo.checkpoints.save import save_part
+from mmvideo.editors.controls import ARGUMENTS as CONTROL_ARGUMENTS
 from mmvideo.editors.controls import Controlled, check_controls, read_controls, settings_of
-from mmvideo.editors.course import OnStep, check_course, step_count
+from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.parts import export_motion_adapter
-from mmvideo.editors.request import Request, make_samples
+from mmvideo.editors.request import Request, Sample, make_samples
 from mmvideo.editors.starts import Starts, read_strength
 from mmvideo.errors import ConfigError
 from mmvideo.models.adapters.controlnet import ControlNet
 from mmvideo.models.conditioning.clip import prepare_clip
-from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.registry import MODELS
 
 
@@ -180,65 +180,45 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         Raises:
             InputError: before anything is computed.
         """
-        strength = read_strength(strength, video, picture=False)
-        check_course(timesteps, sigmas, on_step, draws)
+        call = dict(locals())
         clip = self._clip(video, video_length, height, width)
         if clip is not None:
             height, width = clip.shape[-2:]
-        request = Request(
-            samples=make_samples(
-                prompt,
-                negative_prompt,
-                num_videos_per_prompt,
-                seed,
-                generator,
-                latents,
-                num_frames=video_length,
-                prompt_embeds=prompt_embeds,
-                negative_prompt_embeds=negative_prompt_embeds,
-            ),
+        samples = make_samples(
+            prompt,
+            negative_prompt,
+            num_videos_per_prompt,
+            seed,
+            generator,
+            latents,
             num_frames=video_length,
-            height=height or self.default_size,
-            width=width or self.default_size,
-            num_inference_steps=step_count(num_inference_steps, timesteps, sigmas),
-            options=self._options(
-                video_length,
-                guidance_scale=guidance_scale,
-                windows=windows,
-                free_init=free_init,
-                free_u=free_u,
-                free_noise=free_noise,
-                motion_scale=motion_scale,
-                motion_strength=motion_strength,
-            ),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            output_type=output_type,
-            clip_skip=clip_skip,
-            negative_clip_skip=negative_clip_skip,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            on_step=on_step,
-            draws=draws,
-            strength=strength,
-            video=clip,
-            controls=self._read_controls(
-                video_length,
-                height or self.default_size,
-                width or self.default_size,
-                control_videos=control_videos,
-                control_frames=control_frames,
-                control_scale=control_scale,
-                control_start=control_start,
-                control_end=control_end,
-                guess_mode=guess_mode,
-            ),
-            image_prompts=ImagePrompts(
-                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
-            ),
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
         )
+        size = self.default_size
+        request = self._request(call, samples, height or size, width or size, video=clip)
         self._check(request)
         return self._infer(request, callback)
+
+    def _request(
+        self,
+        call: Mapping[str, Any],
+        samples: list[Sample],
+        height: int,
+        width: int,
+        **more: Any,
+    ) -> Request:
+        """See ``LatentDiffusion._request``; the strength and what controls see too."""
+        given = {name: call[name] for name in CONTROL_ARGUMENTS}
+        return super()._request(
+            call,
+            samples,
+            height,
+            width,
+            strength=read_strength(call['strength'], call['video'], self._STARTS_FROM_PICTURE),
+            controls=self._read_controls(call['video_length'], height, width, **given),
+            **more,
+        )
 
     @classmethod
     def check(cls, model: dict, arguments: dict) -> None:

@@ -46,7 +46,7 @@ class Autoencoder(BaseModel):
         self, inputs: torch.Tensor, data_samples: dict | None = None, mode: str = 'tensor'
     ) -> Any:
         """Reconstruct frames [N, C, T, H, W] in [-1, 1], or give the losses (``mode='loss'``)."""
-        frames = inputs.transpose(1, 2).flatten(0, 1)
+        frames = inputs.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
         posterior = self.vae.encode(frames).latent_dist
         if mode == 'loss':
             return self._losses(frames, posterior)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmvideo.editors.checks import check_range, check_whole
-from mmvideo.editors.course import OnStep, check_course, step_count
+from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.parts import build_part, weight_files
@@ -47,7 +47,6 @@ class I2VGenXL(LatentDiffusion):
     """
 
     _OPTIONS = ('free_u',)
-    _FRAMES = 'num_frames'
     _CLIP_SKIP = 1
     part_registries = {
         **LatentDiffusion.part_registries,
@@ -92,7 +91,7 @@ class I2VGenXL(LatentDiffusion):
         prompt: Any = None,
         image: Any = None,
         negative_prompt: Any = None,
-        num_frames: int = 16,
+        video_length: int = 16,
         target_fps: int = 16,
         height: int = 704,
         width: int = 1280,
@@ -123,7 +122,7 @@ class I2VGenXL(LatentDiffusion):
                 list of them for several samples. It is scaled to cover the video and cut at the
                 middle; the image encoder sees its middle square.
             negative_prompt: what to steer away from; one for all, or one for each prompt.
-            num_frames: of the clip; the published weights were trained on 16 and 32.
+            video_length: frames; the published weights were trained on 16 and 32.
             target_fps: frames a second that the denoiser is told, which sets how far things move
                 from frame to frame. The rate of a file is another matter.
             height: pixels, a multiple of the VAE's factor.
@@ -133,8 +132,8 @@ class I2VGenXL(LatentDiffusion):
 
         Other arguments, result and errors: see ``AnimateDiff.infer``.
         """
+        call = dict(locals())
         _check_sizes(height, width, self.vae_scale)
-        check_course(timesteps, sigmas, on_step)
         pictures = _opened(image)
         samples = make_samples(
             prompt,
@@ -144,25 +143,11 @@ class I2VGenXL(LatentDiffusion):
             generator,
             latents,
             repeat=len(pictures),
-            num_frames=num_frames,
+            num_frames=video_length,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
         )
-        request = Request(
-            samples=samples,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_inference_steps=step_count(num_inference_steps, timesteps, sigmas),
-            options=self._options(num_frames, guidance_scale=guidance_scale, free_u=free_u),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            output_type=output_type,
-            clip_skip=clip_skip,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            on_step=on_step,
-        )
+        request = self._request(call, samples, height, width)
         self._check(request)
         check_whole('target_fps', target_fps, 1)
         for picture in pictures:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmvideo.checkpoints.save import save_part, save_scheduler, save_tokenizer
+from mmvideo.checkpoints.save import save_part, save_tokenizer
 from mmvideo.diffusion.objective import (
     PREDICTION_TYPES,
     add_noise,
@@ -18,14 +18,14 @@ from mmvideo.diffusion.objective import (
     weighted_mse,
 )
 from mmvideo.editors.adapters import Adaptable, check_adapters
-from mmvideo.editors.course import check_course
+from mmvideo.editors.course import check_course, step_count
 from mmvideo.editors.facts import read_facts, text_layers
 from mmvideo.editors.image_prompts import (
     check_image_prompts,
     image_prompts,
     prepare_image_prompts,
 )
-from mmvideo.editors.latent_editor import LatentEditor
+from mmvideo.editors.latent_editor import LatentEditor, check_lora
 from mmvideo.editors.options import Options, read_options
 from mmvideo.editors.parts import (
     build_part,
@@ -36,6 +36,7 @@ from mmvideo.editors.parts import (
 from mmvideo.editors.preprocessor import build_preprocessor, given
 from mmvideo.editors.request import (
     Request,
+    Sample,
     as_prompts,
     check_clip_skip,
     check_seeds,
@@ -46,6 +47,11 @@ from mmvideo.models.conditioning.text import encode_prompts
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 
 _SHARED_SETTINGS = ('num_inference_steps', 'eta', 'decode_chunk_size', 'output_type')
+# Arguments of ``infer`` that a request holds as they are.
+_KEPT = (
+    *(*_SHARED_SETTINGS, 'clip_skip', 'negative_clip_skip'),
+    *('timesteps', 'sigmas', 'on_step', 'draws'),
+)
 
 
 class LatentDiffusion(Adaptable, LatentEditor):
@@ -61,6 +67,9 @@ class LatentDiffusion(Adaptable, LatentEditor):
         motion_module: config of ``MotionModule``, for editors that animate.
         trainable: regular expressions over parameter names (``unet.down_blocks...``,
             ``text_encoder...``); a parameter is trained when one matches.
+        lora: in place of ``trainable``, a LoRA of the denoiser to train, such as
+            ``dict(rank=8, alpha=8, targets=['attentions.*to_[qkv]'])``, see
+            ``mmvideo.models.adapters.trained_lora.LoRASettings``.
         caption_dropout: probability, per sample, of training without its caption.
         min_snr_gamma: None for the plain mean squared error.
         timestep_range: training draws its timesteps from ``[first, last)``; None is all of them.
@@ -69,8 +78,6 @@ class LatentDiffusion(Adaptable, LatentEditor):
         adapters: configs of ``LoRA``, ``MotionLoRA``, ``TextualInversion``, ....
     """
 
-    # What ``infer`` calls the number of frames.
-    _FRAMES = 'video_length'
     # Layers of the text encoder that training leaves out.
     _CLIP_SKIP: int | None = None
     part_registries = {
@@ -95,6 +102,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         train_scheduler: dict | None = None,
         motion_module: dict | None = None,
         trainable: Sequence[str] = (),
+        lora: dict | None = None,
         caption_dropout: float = 0.1,
         min_snr_gamma: float | None = None,
         timestep_range: Sequence[int] | None = None,
@@ -125,7 +133,9 @@ class LatentDiffusion(Adaptable, LatentEditor):
         self.timestep_range = _bounds(timestep_range, self.train_scheduler)
         self.predict_arguments = dict(predict or {})
         self._check_prediction_type()
+        check_lora(dict(lora=lora, trainable=trainable))
         self.set_trainable(trainable)
+        self._train_lora(lora)
         self._attach_adapters(adapters)
 
     # Parts ------------------------------------------------------------------------------------
@@ -159,6 +169,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         Raises:
             ConfigError: naming the setting.
         """
+        check_lora(model)
         if model.get('timestep_range') is not None:
             schedule = SCHEDULERS.build(copy.deepcopy(_training_schedule(model)))
             _bounds(model['timestep_range'], schedule)
@@ -189,7 +200,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         facts = read_facts(model)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values.update(arguments)
-        frames = values.get(cls._FRAMES, 1)
+        frames = values.get('video_length', 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
         options = read_options(chosen, frames, facts.max_frames, facts.levels)
         if values.get('prompt_embeds') is None:
@@ -219,10 +230,43 @@ class LatentDiffusion(Adaptable, LatentEditor):
         clip = None if height is None or width is None else (height, width)
         check_image_prompts(model, image_prompts(values), frames, clip)
 
-    def _options(self, num_frames: int, **values: Any) -> Options:
+    def _request(
+        self,
+        call: Mapping[str, Any],
+        samples: list[Sample],
+        height: int,
+        width: int,
+        **more: Any,
+    ) -> Request:
+        """What a call of ``infer`` asks for.
+
+        Args:
+            call: all its arguments.
+            samples: made of its prompts and seeds.
+            height: pixels, found out where the call leaves it open.
+            width: likewise.
+            more: what an editor has made of other arguments, see ``Request``.
+        """
+        frames, kept = call.get('video_length', 1), {n: call[n] for n in _KEPT if n in call}
+        timesteps, sigmas = call['timesteps'], call['sigmas']
+        check_course(timesteps, sigmas, call['on_step'], call.get('draws', 'official'))
+        kept['num_inference_steps'] = step_count(call['num_inference_steps'], timesteps, sigmas)
+        return Request(
+            samples=samples,
+            num_frames=frames,
+            height=height,
+            width=width,
+            options=self._options(call, frames),
+            image_prompts=image_prompts(call),
+            **kept,
+            **more,
+        )
+
+    def _options(self, call: Mapping[str, Any], num_frames: int) -> Options:
         """The options among the arguments of ``infer``."""
+        chosen = {name: call[name] for name in ('guidance_scale', *self._OPTIONS)}
         levels = len(self.unet.down_blocks)
-        return read_options(values, num_frames, self.unet.max_frames, levels)
+        return read_options(chosen, num_frames, self.unet.max_frames, levels)
 
     def _check(self, request: Request) -> None:
         """``check`` for a model that is built."""
@@ -265,7 +309,6 @@ class LatentDiffusion(Adaptable, LatentEditor):
 
     def loss(self, clean: torch.Tensor, data_samples: dict) -> dict[str, torch.Tensor]:
         """The denoising loss for clean latents [N, C, T, H, W] (Ho et al. 2020, algorithm 1)."""
-        config = self.train_scheduler.config
         noise = self._training_noise(clean)
         timesteps = torch.randint(*self.timestep_range, clean.shape[:1], device=clean.device)
         alpha_bar = self.train_scheduler.alphas_cumprod.to(clean.device)[timesteps]
@@ -273,11 +316,15 @@ class LatentDiffusion(Adaptable, LatentEditor):
         context = self._training_context(given(data_samples, 'caption', 'a text'))
         others = self._training_arguments(clean, data_samples)
         prediction = self.unet(noisy, timesteps, context, **others)
-        kind = config.prediction_type
+        kind = self.train_scheduler.config.prediction_type
         target = prediction_target(kind, clean, noise, alpha_bar)
-        gamma = self.min_snr_gamma
-        weights = None if gamma is None else min_snr_weights(kind, alpha_bar, gamma)
+        weights = self._loss_weights(alpha_bar, data_samples)
         return dict(loss=weighted_mse(prediction, target, weights))
+
+    def _loss_weights(self, alpha_bar: torch.Tensor, samples: dict) -> torch.Tensor | None:
+        """Weights of the loss, see ``weighted_mse``."""
+        gamma, kind = self.min_snr_gamma, self.train_scheduler.config.prediction_type
+        return None if gamma is None else min_snr_weights(kind, alpha_bar, gamma)
 
     def _training_noise(self, clean: torch.Tensor) -> torch.Tensor:
         return torch.randn_like(clean)
@@ -321,9 +368,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             config = self.text_encoder.config.to_dict()
             save_part(folder / 'text_encoder', config, self.text_encoder, dtype=dtype)
             save_tokenizer(folder / 'tokenizer', self.tokenizer)
-        if any(p.requires_grad for p in self.unet.parameters()):
-            self._save_unet(folder, dtype)
-            save_scheduler(folder / 'scheduler', self.scheduler)
+        self._save_denoiser(folder, dtype)
 
 
 def _training_schedule(model: Mapping[str, Any]) -> Any:

@@ -11,13 +11,29 @@ from typing import Any
 import torch
 from mmengine.model import BaseModel
 
-from mmvideo.checkpoints.save import save_part
+from mmvideo.checkpoints.save import save_part, save_scheduler
 from mmvideo.editors.denoising import Denoising
 from mmvideo.editors.facts import SAMPLE_SIZE
 from mmvideo.editors.parts import export_unet_config
 from mmvideo.editors.request import Request
 from mmvideo.errors import ConfigError, InputError, nearest
+from mmvideo.models.adapters.low_rank import LowRank
+from mmvideo.models.adapters.trained_lora import FILE_NAME as LORA_FILE
+from mmvideo.models.adapters.trained_lora import add_trained_lora, read_settings, save_lora
 from mmvideo.models.conditioning.image import prepare_condition_image
+
+
+def check_lora(model: Mapping[str, Any]) -> None:
+    """Refuse settings of a LoRA to be trained that cannot be, from ``cfg.model`` alone.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if model.get('lora') is None:
+        return
+    read_settings(model['lora'])
+    if model.get('trainable'):
+        raise ConfigError('model.lora trains beside a frozen model: leave model.trainable empty.')
 
 
 class LatentEditor(Denoising, BaseModel):
@@ -26,6 +42,7 @@ class LatentEditor(Denoising, BaseModel):
     A class has ``infer`` and ``loss``, and builds ``vae``, ``unet`` and ``scheduler``.
     """
 
+    lora: dict[str, LowRank]  # pairs in training, by the denoiser's layer
     # Of the options of a call (``mmvideo.editors.options``) those that this editor takes.
     _OPTIONS: tuple[str, ...] = ()
 
@@ -87,6 +104,18 @@ class LatentEditor(Denoising, BaseModel):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(any(p.search(name) for p in compiled))
 
+    def _train_lora(self, config: Mapping[str, Any] | None) -> None:
+        """Train a LoRA of the denoiser, whose config is ``model.lora``; None trains none.
+
+        Raises:
+            ConfigError: settings that cannot be.
+        """
+        self.lora = {}
+        if config is None:
+            return
+        assert not any(parameter.requires_grad for parameter in self.parameters())
+        self.lora = add_trained_lora(self.unet, read_settings(config))
+
     def train(self, mode: bool = True) -> LatentEditor:
         """Training mode for the denoiser; the VAE stays as it is."""
         super().train(mode)
@@ -142,6 +171,15 @@ class LatentEditor(Denoising, BaseModel):
         return self.infer(**arguments)['samples']  # type: ignore[attr-defined]
 
     # Export -----------------------------------------------------------------------------------
+
+    def _save_denoiser(self, folder: Path, dtype: str | None) -> None:
+        """Write what of the denoiser was trained: ``lora``, or the parts of it that a class names;
+        then its scheduler too."""
+        if self.lora:
+            save_lora(folder / 'lora' / LORA_FILE, self.lora, dtype)
+        elif any(parameter.requires_grad for parameter in self.unet.parameters()):
+            self._save_unet(folder, dtype)
+            save_scheduler(folder / 'scheduler', self.scheduler)
 
     def _save_unet(self, folder: Path, dtype: str | None) -> None:
         save_part(folder / 'unet', export_unet_config(self.unet), self.unet, dtype=dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmvideo.diffusion.edm import draw_sigmas, noised, output_target, precondition
 from mmvideo.diffusion.objective import per_sample, weighted_mse
 from mmvideo.editors.clip_request import MOST_BUCKETS
-from mmvideo.editors.latent_editor import LatentEditor
+from mmvideo.editors.latent_editor import LatentEditor, check_lora
 from mmvideo.editors.preprocessor import given, to_model_range
 from mmvideo.errors import ConfigError
 
@@ -49,6 +49,7 @@ class PictureTraining(LatentEditor):
         Raises:
             ConfigError: naming the setting.
         """
+        check_lora(model)
         limits = dict(
             sigma_std=(0, 100),
             augmentation_std=(0, 100),

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmvideo.checkpoints.save import save_scheduler
 from mmvideo.diffusion.edm import noised
 from mmvideo.editors.clip_request import (
     NUM_FRAMES,
@@ -24,6 +23,7 @@ from mmvideo.editors.clip_request import (
 )
 from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import SAMPLE_SIZE, Facts, read_facts
+from mmvideo.editors.latent_editor import check_lora
 from mmvideo.editors.parts import build_part, build_unet, weight_files
 from mmvideo.editors.picture_training import PictureTraining
 from mmvideo.editors.preprocessor import build_preprocessor
@@ -48,6 +48,7 @@ class StableVideoDiffusion(PictureTraining):
         scheduler: config of ``EulerDiscreteScheduler``, continuous and with v-prediction.
         trainable: regular expressions over parameter names (``^unet``,
             ``temporal_transformer_blocks``); a parameter is trained when one matches.
+        lora: in place of ``trainable``, see ``LatentDiffusion``.
         sigma_mean: of the logarithm of training's noise levels. (SVD-XT was trained with 1.0.)
         sigma_std: likewise, the standard deviation.
         augmentation_mean: of the logarithm of the strength of noise on training's pictures.
@@ -75,6 +76,7 @@ class StableVideoDiffusion(PictureTraining):
         unet: dict,
         scheduler: dict,
         trainable: Sequence[str] = (),
+        lora: dict | None = None,
         sigma_mean: float = 0.7,
         sigma_std: float = 1.6,
         augmentation_mean: float = -3.0,
@@ -105,7 +107,9 @@ class StableVideoDiffusion(PictureTraining):
         self.unet = unet_  # last, as its place says where its optimizer state is
         self._check_parts()
         self.predict_arguments = dict(predict or {})
+        check_lora(dict(lora=lora, trainable=trainable))
         self.set_trainable(trainable)
+        self._train_lora(lora)
 
     # Parts ------------------------------------------------------------------------------------
 
@@ -351,9 +355,7 @@ class StableVideoDiffusion(PictureTraining):
     def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
         """Write the denoiser, where it is trained, in the hub's layout below ``folder``."""
         folder = Path(folder)
-        if any(p.requires_grad for p in self.unet.parameters()):
-            self._save_unet(folder, dtype)
-            save_scheduler(folder / 'scheduler', self.scheduler)
+        self._save_denoiser(folder, dtype)
 
 
 def _check_scheduler(config: Any) -> None:

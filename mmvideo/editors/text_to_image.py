@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from mmvideo.editors.course import OnStep, check_course, step_count
+from mmvideo.editors.course import OnStep
 from mmvideo.editors.latent_diffusion import LatentDiffusion
-from mmvideo.editors.request import Request, make_samples
-from mmvideo.models.conditioning.image_prompt import ImagePrompts
+from mmvideo.editors.request import make_samples
 from mmvideo.registry import MODELS
 
 
@@ -54,34 +53,19 @@ class TextToImage(LatentDiffusion):
         Returns:
             ``dict(samples=...)``: float in [0, 1], [N, C, 1, H, W], on the CPU.
         """
-        check_course(timesteps, sigmas, on_step)
-        request = Request(
-            samples=make_samples(
-                prompt,
-                negative_prompt,
-                num_videos_per_prompt,
-                seed,
-                generator,
-                latents,
-                num_frames=1,
-                prompt_embeds=prompt_embeds,
-                negative_prompt_embeds=negative_prompt_embeds,
-            ),
+        call = dict(locals())
+        samples = make_samples(
+            prompt,
+            negative_prompt,
+            num_videos_per_prompt,
+            seed,
+            generator,
+            latents,
             num_frames=1,
-            height=height or self.default_size,
-            width=width or self.default_size,
-            num_inference_steps=step_count(num_inference_steps, timesteps, sigmas),
-            options=self._options(1, guidance_scale=guidance_scale, free_u=free_u),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            clip_skip=clip_skip,
-            negative_clip_skip=negative_clip_skip,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            on_step=on_step,
-            image_prompts=ImagePrompts(
-                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
-            ),
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
         )
+        size = self.default_size
+        request = self._request(call, samples, height or size, width or size)
         self._check(request)
         return self._infer(request, callback)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mmvideo.editors.options import read_options
 from mmvideo.errors import InputError
 from mmvideo.pipelines.handles import refuse_others
 
@@ -24,7 +25,8 @@ class Features:
     def _enable(self, name: str, **settings: Any) -> None:
         if name not in self.editor._OPTIONS:
             raise InputError(f'{type(self).__name__} has no {name}.')
-        self.editor._options(1, **{name: settings})  # refuses what cannot be
+        unet = self.editor.unet
+        read_options({name: settings}, 1, unet.max_frames, len(unet.down_blocks))
         self._options[name] = settings
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:

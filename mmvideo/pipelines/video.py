@@ -154,7 +154,7 @@ class I2VGenXLPipeline(TextPipeline):
         return self._call(
             locals(),
             image=as_pictures(image),
-            num_frames=num_frames,
+            video_length=num_frames,
             target_fps=target_fps,
             height=height,
             width=width,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -95,11 +97,53 @@ def test_a_tenth_of_the_triples_is_held_out_and_every_pair_is_trained():
         ({'num_frames': 0}, 'num_frames'),
         ({'seed': -1}, 'seed'),
         ({'spread': 1.5}, 'spread is 0 to 1'),
+        ({'paces': ['slow', 'fats']}, "'fast'"),
+        ({'paces': []}, 'no pace'),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         SpriteWorld(**arguments)
+
+
+ITEMS = [
+    ({}, 'c18dd4066fd49382', [32381569, 29666106, 28228402]),
+    (
+        dict(split='held_out', num_frames=4, style=['flat', 'neon'], paths='varied', seed=3),
+        '88e72a26348e16c5',
+        [1713422, 7170260, 3874148],
+    ),
+    (
+        dict(num_frames=1, size=32, spread=0.1, paths='centred'),
+        'c3700e171c71141b',
+        [506549, 464577, 448470],
+    ),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'digest', 'sums'), ITEMS)
+def test_items_are_what_they_always_were(arguments, digest, sums):
+    """Caches and figures are of these. Scenes are compared to the last bit, pixels by their sum,
+    as another processor may round a sine of the drawing otherwise."""
+    items = [SpriteWorld(**arguments)[index] for index in (0, 7, 4321)]
+    told = json.dumps([[item['caption'], item['scene']] for item in items], sort_keys=True)
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == digest
+    for item, usual in zip(items, sums, strict=True):
+        assert abs(int(item['video'].long().sum()) - usual) <= usual * 1e-5
+
+
+def test_paces_are_those_asked_for():
+    every = SpriteWorld(split='held_out', length=60, num_frames=2)
+    moving = SpriteWorld(
+        split='held_out', length=60, num_frames=2, paces=('slow', 'steady', 'fast')
+    )
+    drawn = [(every.scene(index)[0], moving.scene(index)[0]) for index in range(60)]
+    assert {scene.pace for _, scene in drawn} == {'slow', 'steady', 'fast'}
+    assert all(is_held_out(scene) for _, scene in drawn)
+    assert any(scene.pace == 'still' for scene, _ in drawn)
+    assert all(other == scene for scene, other in drawn if scene.pace != 'still')
+    assert all('still' not in moving[index]['caption'] for index in range(10))
+    assert {SpriteWorld(length=5, paces='fast').scene(i)[0].pace for i in range(5)} == {'fast'}
 
 
 def test_index_out_of_range():

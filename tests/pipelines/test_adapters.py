@@ -66,10 +66,10 @@ def test_loras(pair: Both, tmp_path: Path) -> None:
     changed = pair.compare(**call())
     assert (changed - plain).abs().max() > 1e-3
     pair.compare(**call(cross_attention_kwargs={'scale': 0.4}))
+    pair.theirs._lora_scale = 1.0  # diffusers would scale every LoRA that is loaded later
     for pipeline in pair:
         pipeline.load_lora_weights(str(tmp_path), weight_name='b.safetensors', adapter_name='b')
     assert pair.ours.get_active_adapters() == ['a', 'b']  # they share no layer
-    pair.compare(**call())
     for pipeline in pair:
         pipeline.set_adapters(['a', 'b'], [0.5, 0.7])
     assert sorted(pair.ours.get_active_adapters()) == ['a', 'b']
@@ -77,20 +77,21 @@ def test_loras(pair: Both, tmp_path: Path) -> None:
     expected = pair.theirs.get_list_adapters()
     assert {k: sorted(v) for k, v in found.items()} == {k: sorted(v) for k, v in expected.items()}
     both = pair.compare(**call())
-    again = str(write_lora(pair, tmp_path / 'c.safetensors', 3))
-    for pipeline in pair:
-        pipeline.load_lora_weights(again, adapter_name='c')
-    assert pair.ours.get_active_adapters() == ['b', 'c']  # 'c' instead of 'a'
-    pair.compare(**call())
-    for pipeline in pair:
-        pipeline.delete_adapters('c')
-        pipeline.set_adapters(['a', 'b'], [0.5, 0.7])
     for pipeline in pair:
         pipeline.delete_adapters('b')
     assert (pair.compare(**call()) - both).abs().max() > 1e-3
     for pipeline in pair:
         pipeline.unload_lora_weights()
     assert torch.equal(frames(pair.ours), plain)
+
+
+def test_the_newest_of_two_loras(pair: Both, tmp_path: Path) -> None:
+    for seed, name in enumerate(('a', 'b')):
+        path = str(write_lora(pair, tmp_path / f'{name}.safetensors', seed))
+        for pipeline in pair:
+            pipeline.load_lora_weights(path, adapter_name=name)
+    assert pair.ours.get_active_adapters() == pair.theirs.get_active_adapters() == ['b']
+    pair.compare(**call())
 
 
 def test_weights_by_block(pair: Both, tmp_path: Path) -> None:

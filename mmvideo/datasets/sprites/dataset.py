@@ -18,6 +18,7 @@ from mmvideo.datasets.sprites.world import (
     FRAME,
     MAX_SIZE,
     MIN_SIZE,
+    PACES,
     PATHS,
     Scene,
     path,
@@ -61,6 +62,8 @@ class SpriteWorld(Dataset):
         single_frame: draw one random moment of a ``num_frames`` clip.
         spread: factor on every position's distance from the middle of the frame. Below 1 the
             place of a sprite says less and its looks more, which a training learns from first.
+        paces: which of 'still', 'slow', 'steady' and 'fast' are shown; without 'still' every
+            caption asks for motion.
 
     Raises:
         InputError: (a ``ValueError``) for an argument that cannot be right.
@@ -78,12 +81,18 @@ class SpriteWorld(Dataset):
         captions: bool = True,
         single_frame: bool = False,
         spread: float = 1.0,
+        paces: str | Sequence[str] = tuple(PACES),
     ) -> None:
         self.styles = (style,) if isinstance(style, str) else tuple(style)
+        self.paces = (paces,) if isinstance(paces, str) else tuple(paces)
         _check_choice('split', split, SPLITS)
         _check_choice('paths', paths, PATHS)
         for name in self.styles:
             _check_choice('style', name, STYLES)
+        for name in self.paces:
+            _check_choice('pace', name, tuple(PACES))
+        if not self.paces:
+            raise InputError(f'paces names no pace; some of {", ".join(PACES)}')
         _check_numbers(length, num_frames, size, seed, self.styles)
         if not 0 <= spread <= 1:
             raise InputError(f'spread is 0 to 1, got {spread}')
@@ -102,7 +111,8 @@ class SpriteWorld(Dataset):
         style = self.styles[rng.integers(len(self.styles))]
         while True:
             scene = sample_scene(rng, style, self.num_frames, self.paths)
-            if is_held_out(scene) == (self.split == 'held_out'):
+            # Drawn again, not drawn otherwise: other paces leave the items that fit as they are.
+            if is_held_out(scene) == (self.split == 'held_out') and scene.pace in self.paces:
                 return scene, rng
 
     def __getitem__(self, index: int) -> dict[str, Any]:
