@@ -15,6 +15,7 @@ from torch import Tensor
 from mmvideo.checkpoints.save import write_json
 
 _PARITY = Path(__file__).parents[1] / 'parity'
+sys.path.insert(0, str(_PARITY))  # its tests share a helper module
 
 
 def parity_module(name: str) -> Any:
