@@ -26,6 +26,7 @@ examples:
   python tools/infer.py CONFIG --control control_v11p_sd15_openpose.pth:0.8 --control-video poses/
   python tools/infer.py CONFIG --sparse-control v3_sd15_sparsectrl_scribble.ckpt \\
       --control-video sketch.png
+  python tools/infer.py configs/svd/svd.py --image lake.png --motion-bucket-id 180 --fps 10
   python tools/infer.py CONFIG --num-frames 64 --windows 16 --dry-run
   python tools/infer.py CONFIG --prompt "$(printf '0: a lake in spring\\n8: a lake in winter')"
   python tools/infer.py outputs/pia_sprites.mp4                  the same frames again
@@ -99,8 +100,20 @@ def parse_args() -> argparse.Namespace:
         help='amount of motion: 0 to 8, a name such as fit-loop-small, or affinities')  # fmt: skip
     add('--condition-frame', nargs='+', type=int, metavar='N',
         help='which frame the picture is; several: of as many pictures for a video')  # fmt: skip
-    add('--strength', type=float, metavar='X',
-        help='1 starts from noise, less from the picture or --video')  # fmt: skip
+    add(
+        '--strength',
+        type=float,
+        metavar='X',
+        help='1 starts from noise, less from the picture or --video',
+    )
+    add('--motion-bucket-id', type=float, metavar='N',
+        help='amount of motion, 0 to 255 (Stable Video Diffusion)')  # fmt: skip
+    add('--noise-aug-strength', type=float, metavar='X',
+        help='noise on the picture: more is less like it (the same)')  # fmt: skip
+    add('--min-guidance-scale', type=float, metavar='X', help='of the first frame (the same)')
+    add('--max-guidance-scale', type=float, metavar='X', help='of the last frame (the same)')
+    add('--target-fps', type=int, metavar='N',
+        help='frames a second that the model is told, not the file (I2VGen-XL)')  # fmt: skip
     add('--clip-skip', type=int, metavar='N', help='layers of the text encoder to leave out')
     add('--height', type=count, metavar='H', help='pixels')
     add('--width', type=count, metavar='W', help='pixels')
@@ -150,6 +163,11 @@ def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
         'motion_scale': scale[0] if scale and len(scale) == 1 else scale,
         'condition_frame': frames[0] if frames and len(frames) == 1 else frames,
         'strength': args.strength,
+        'motion_bucket_id': args.motion_bucket_id,
+        'noise_aug_strength': args.noise_aug_strength,
+        'min_guidance_scale': args.min_guidance_scale,
+        'max_guidance_scale': args.max_guidance_scale,
+        'target_fps': args.target_fps,
         'clip_skip': args.clip_skip,
         'ip_adapter_image': args.ip_adapter_image,
         'height': args.height,

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Train the whole sprite family: VAE, text to image, motion modules, PIA, personalised model."""
+"""Train the whole sprite family: VAE, text to image, motion modules, PIA, personalised model,
+Stable Video Diffusion, I2VGen-XL."""
 
 from __future__ import annotations
 
@@ -27,6 +28,9 @@ STAGES = (
     'pia_still',
     'pia',
     'neon',
+    'svd_vae',
+    'svd',
+    'i2vgen-xl',
 )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ SHARD = 256  # clips a file: what an interrupted encoding loses at most
 CHUNK = 64  # frames that the VAE sees at once
 _DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
 _FORMAT = 1
+NUMBERS = ('fps', 'motion_bucket_id')  # of a clip, kept where the dataset has them
 
 
 @DATASETS.register_module()
@@ -44,8 +45,9 @@ class CachedLatents(Dataset):
     a new cache. It cannot see media files change behind the same config.
 
     An item is ``latents`` float32 [T, 2 * C, h, w] (mean, then log variance, of diffusers'
-    ``DiagonalGaussianDistribution``, unscaled), ``caption`` and, on demand, ``affinity_scores``
-    float32 [T, T] and ``image`` uint8 [3, H, W].
+    ``DiagonalGaussianDistribution``, unscaled), ``caption``, ``fps`` and ``motion_bucket_id``
+    where the dataset has them, and, on demand, ``affinity_scores`` float32 [T, T] and ``image``
+    uint8 [3, H, W].
 
     Args:
         dataset: config of a dataset whose items have ``video`` uint8 [T, 3, H, W], all of one
@@ -95,7 +97,8 @@ class CachedLatents(Dataset):
         self.folder = Path(cache_dir).expanduser() / _fingerprint(identity)
         if self._missing():
             _Encoder(self, dataset, vae, dtype, num_workers).run(identity)
-        self.captions = self._captions()
+        self.captions = self._texts(self.captions_path)
+        self.numbers = self._texts(self.numbers_path)
         self._shards: dict[Path, Tensor] = {}
         clip_frames = self._read('moments', 0).shape[0]
         if num_frames is not None and num_frames > clip_frames:
@@ -113,6 +116,7 @@ class CachedLatents(Dataset):
         moments = self._read('moments', index)
         window = self._window(moments.shape[0], rng)
         item = {'latents': moments[window].float(), 'caption': self.captions[index]}
+        item |= self.numbers[index] if self.numbers else {}
         if 'affinity_scores' in self.kinds:
             item['affinity_scores'] = self._read('affinity_scores', index)[window, window].clone()
         if 'images' in self.kinds:
@@ -131,6 +135,10 @@ class CachedLatents(Dataset):
         """The file of one shard's captions."""
         return self.folder / f'captions-{shard:05d}.json'
 
+    def numbers_path(self, shard: int) -> Path:
+        """The file of one shard's numbers, for a dataset whose items have some of ``NUMBERS``."""
+        return self.folder / f'numbers-{shard:05d}.json'
+
     @property
     def num_shards(self) -> int:
         """Files of each kind."""
@@ -143,10 +151,12 @@ class CachedLatents(Dataset):
     def _missing(self) -> bool:
         return any(self.lacking(shard) for shard in range(self.num_shards))
 
-    def _captions(self) -> list[str]:
-        found: list[str] = []
+    def _texts(self, path: Callable[[int], Path]) -> list[Any]:
+        """What stands in JSON for each clip; nothing where the dataset gave none."""
+        found: list[Any] = []
         for shard in range(self.num_shards):
-            found += json.loads(self.captions_path(shard).read_text(encoding='utf-8'))
+            if path(shard).is_file() or path == self.captions_path:
+                found += json.loads(path(shard).read_text(encoding='utf-8'))
         return found
 
     def _read(self, kind: str, index: int) -> Tensor:
@@ -204,9 +214,11 @@ class _Encoder:
     def _shard(self, shard: int, kinds: list[str]) -> None:
         first, last = shard * SHARD, min((shard + 1) * SHARD, self.cache.num_clips)
         captions: list[str] = []
+        numbers: list[dict[str, float]] = []
         found: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
         for items in self._groups(first, last):
             captions += [str(item.get('caption', '')) for item in items]
+            numbers += [_numbers(item) for item in items]
             if 'moments' in found:
                 found['moments'] += self._moments([item['video'] for item in items])
             if 'affinity_scores' in found:
@@ -215,6 +227,8 @@ class _Encoder:
                 found['images'] += [item['video'][0] for item in items]
             self._progress(first + len(captions) - len(items), first + len(captions))
         write_text(self.cache.captions_path(shard), json.dumps(captions, ensure_ascii=False))
+        if any(numbers):
+            write_text(self.cache.numbers_path(shard), json.dumps(numbers))
         for kind, clips in found.items():
             write_tensors(self.cache.path(kind, shard), {kind: torch.stack(clips)})
 
@@ -265,6 +279,10 @@ class _Encoder:
         total = self.cache.num_clips
         if before * 10 // total != after * 10 // total:
             print_log(f'cached {after} of {total} clips ({after * 100 // total} %)', 'current')
+
+
+def _numbers(item: dict) -> dict[str, float]:
+    return {name: float(item[name]) for name in NUMBERS if name in item}
 
 
 def _scores(item: dict) -> Tensor:

@@ -78,8 +78,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         adapters: configs of ``LoRA``, ``MotionLoRA``, ``TextualInversion``, ....
     """
 
-    # Layers of the text encoder that training leaves out.
-    _CLIP_SKIP: int | None = None
+    # Layers at the end of the text encoder that training leaves out.
+    train_clip_skip: int | None = None
     part_registries = {
         'vae': 'MODELS',
         'text_encoder': 'MODELS',
@@ -340,7 +340,9 @@ class LatentDiffusion(Adaptable, LatentEditor):
         dropped = torch.rand(len(captions)) < self.caption_dropout
         texts = ['' if d else c for d, c in zip(dropped.tolist(), captions, strict=True)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_text):
-            return encode_prompts(self.tokenizer, self.text_encoder, texts, None, self._CLIP_SKIP)
+            return encode_prompts(
+                self.tokenizer, self.text_encoder, texts, None, self.train_clip_skip
+            )
 
     def _predict(self, inputs: torch.Tensor | None, samples: dict) -> list[dict]:
         """Samples for a batch's captions, one dict each, with what metrics compare them to."""

@@ -96,13 +96,7 @@ class LatentEditor(Denoising, BaseModel):
         Raises:
             ConfigError: a pattern that matches nothing.
         """
-        compiled = [re.compile(p) for p in patterns]
-        names = [name for name, _ in self.named_parameters()]
-        for pattern in compiled:
-            if not any(pattern.search(name) for name in names):
-                raise ConfigError(f'model.trainable: {pattern.pattern!r} matches no parameter.')
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(any(p.search(name) for p in compiled))
+        select_trainable(self, patterns)
 
     def _train_lora(self, config: Mapping[str, Any] | None) -> None:
         """Train a LoRA of the denoiser, whose config is ``model.lora``; None trains none.
@@ -183,3 +177,18 @@ class LatentEditor(Denoising, BaseModel):
 
     def _save_unet(self, folder: Path, dtype: str | None) -> None:
         save_part(folder / 'unet', export_unet_config(self.unet), self.unet, dtype=dtype)
+
+
+def select_trainable(model: torch.nn.Module, patterns: Sequence[str]) -> None:
+    """Train the parameters that a pattern matches, freeze all others.
+
+    Raises:
+        ConfigError: a pattern that matches nothing.
+    """
+    compiled = [re.compile(p) for p in patterns]
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in compiled:
+        if not any(pattern.search(name) for name in names):
+            raise ConfigError(f'model.trainable: {pattern.pattern!r} matches no parameter.')
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(p.search(name) for p in compiled))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmvideo.checkpoints.save import save_part
 from mmvideo.diffusion.edm import noised
 from mmvideo.editors.clip_request import (
     NUM_FRAMES,
@@ -47,7 +48,8 @@ class StableVideoDiffusion(PictureTraining):
         unet: config of ``VideoUNet`` with ``temporal_mixing``.
         scheduler: config of ``EulerDiscreteScheduler``, continuous and with v-prediction.
         trainable: regular expressions over parameter names (``^unet``,
-            ``temporal_transformer_blocks``); a parameter is trained when one matches.
+            ``temporal_transformer_blocks``); a parameter is trained when one matches. The
+            published image encoder was frozen; a new one can be trained along.
         lora: in place of ``trainable``, see ``LatentDiffusion``.
         sigma_mean: of the logarithm of training's noise levels. (SVD-XT was trained with 1.0.)
         sigma_std: likewise, the standard deviation.
@@ -320,7 +322,6 @@ class StableVideoDiffusion(PictureTraining):
     def _model_input(self, latents: Tensor, extra: Any, frames: Tensor | None) -> Tensor:
         return torch.cat([latents, extra.expand(-1, -1, latents.shape[2], -1, -1)], dim=1)
 
-    @torch.no_grad()
     def _embed(self, pictures: Tensor) -> Tensor:
         """[N, 3, height, width] in [-1, 1] to tokens [N, 1, D]."""
         encoder = self.image_encoder
@@ -344,17 +345,14 @@ class StableVideoDiffusion(PictureTraining):
             clips.append(pixels.float().add(1).div(2).clamp(0, 1).cpu())
         return torch.cat(clips)
 
-    def train(self, mode: bool = True) -> StableVideoDiffusion:
-        """Training mode for the denoiser; VAE and image encoder stay as they are."""
-        super().train(mode)
-        self.image_encoder.eval()
-        return self
-
     # Export -----------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
-        """Write the denoiser, where it is trained, in the hub's layout below ``folder``."""
+        """Write denoiser and image encoder, where trained, in the hub's layout below ``folder``."""
         folder = Path(folder)
+        if not self._frozen_picture:
+            config = self.image_encoder.config.to_dict()
+            save_part(folder / 'image_encoder', config, self.image_encoder, dtype=dtype)
         self._save_denoiser(folder, dtype)
 
 

@@ -90,6 +90,19 @@ def test_first_frames_are_kept_as_they_are(config: dict) -> None:
         DATASETS.build({**config, 'first_frame': True, 'num_frames': 3})
 
 
+def test_numbers_of_a_clip_are_kept(config: dict, monkeypatch) -> None:
+    dataset = {**SPRITES, 'fps': [6, 12], 'paths': 'free'}
+    first, source = DATASETS.build({**config, 'dataset': dataset}), DATASETS.build(dataset)
+    forbid_encoding(monkeypatch)
+    for cache in (first, DATASETS.build({**config, 'dataset': dataset})):
+        for index in (0, 3, 9):
+            for name in ('fps', 'motion_bucket_id'):
+                assert cache[index][name] == source[index][name]
+    assert len({first[index]['motion_bucket_id'] for index in range(10)}) > 5
+    batch = torch.utils.data.default_collate([first[0], first[1]])
+    assert batch['fps'].shape == batch['motion_bucket_id'].shape == (2,)
+
+
 def test_half_precision_encoder_is_near(config: dict, vae_folder: Path) -> None:
     item = DATASETS.build({**config, 'dtype': 'bfloat16'})[3]
     assert torch.allclose(item['latents'], moments(vae_folder, 3), atol=0.05)

@@ -362,3 +362,40 @@ def test_unknown_attributes_are_refused():
         render(Scene('fish', 'red', 'sea', 'left', 'still'), size=8)
     with pytest.raises(ValueError, match='at least one frame'):
         render(Scene('fish', 'red', 'sea', 'left', 'still'), frames=0)
+
+
+def test_a_clip_at_a_lower_rate_moves_further():
+    """The same scenes at any rate, except for how far they get in a clip."""
+    worlds = {fps: SpriteWorld(length=30, fps=[fps]) for fps in (8, 16)}
+    usual = SpriteWorld(length=30)
+    moved = 0
+    for index in range(30):
+        slow, fast = worlds[8][index], worlds[16][index]
+        assert torch.equal(slow['video'], usual[index]['video']) and 'fps' not in usual[index]
+        assert (slow['fps'], fast['fps']) == (8.0, 16.0)
+        if slow['scene']['travel'] < 22:  # else it may be cut, to stay inside the frame
+            assert fast['scene']['travel'] == pytest.approx(slow['scene']['travel'] / 2, abs=0.01)
+            assert fast['motion_bucket_id'] == pytest.approx(slow['motion_bucket_id'], abs=1)
+        assert 0 <= slow['motion_bucket_id'] <= 255
+        moved += slow['motion_bucket_id'] > 20
+    assert moved > 10
+    rates = {SpriteWorld(length=40, fps=[6, 24])[i]['fps'] for i in range(40)}
+    assert rates == {6.0, 24.0}
+
+
+def test_free_paths_are_tied_to_nothing_that_a_picture_shows():
+    world = SpriteWorld(length=400, num_frames=14, paths='free', fps=[8], captions=False)
+    scenes = [world.scene(index)[0] for index in range(400)]
+    assert {scene.course for scene in scenes} == {'straight'}
+    for pace in PACES:
+        travels = [scene.travel for scene in scenes if scene.pace == pace]
+        assert min(travels) < 3 and max(travels) > 22 and 10 < np.mean(travels) < 17
+    item = world[5]
+    bucket = 255 * item['scene']['travel'] / 13 * 15 / 32
+    assert item['motion_bucket_id'] == pytest.approx(min(bucket, 255), abs=1)
+
+
+@pytest.mark.parametrize('fps', [[], [0], [8, 1000]])
+def test_rates_that_cannot_be_are_refused(fps):
+    with pytest.raises(ValueError, match='fps is some numbers from 1 to 240'):
+        SpriteWorld(fps=fps)

@@ -19,6 +19,8 @@ from mmvideo.media.recipe import read_recipe
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'infer.py'
 TINY = ROOT / 'tests' / 'apis' / 'tiny_pia.py'
+SVD = ROOT / 'tests' / 'apis' / 'tiny_svd.py'
+I2VGEN = ROOT / 'tests' / 'editors' / 'tiny_i2vgen.py'
 SPRITES = ROOT / 'configs' / 'sprites' / 'pia_sprites.py'
 
 
@@ -139,6 +141,17 @@ MISTAKES = [
     ([TINY, '--cfg-options', 'model.scheduler.beta_stat=1'], "Did you mean 'beta_start'"),
     ([TINY, '--cfg-options', 'beta'], 'KEY=VALUE'),
     ([TINY, '--sed', '1', '--frames', '3'], 'see --help'),
+    ([TINY, '--motion-bucket-id', '3'], "takes no 'motion_bucket_id'"),
+    ([SVD, '--motion-bucket-id', '300'], 'motion_bucket_id=300'),
+    ([SVD, '--noise-aug-strength', '-1'], 'noise_aug_strength=-1'),
+    ([SVD, '--min-guidance-scale', 'nan'], 'min_guidance_scale=nan'),
+    ([SVD, '--max-guidance-scale', '1000'], 'max_guidance_scale=1000'),
+    ([SVD, '--fps', '0'], 'fps=0'),
+    ([SVD, '--fps', '0.5'], 'fps=0.5'),
+    ([SVD, '--prompt', 'a fish'], 'takes no text'),
+    ([SVD, '--cfg-options', 'infer.decode_chunk_size=0'], 'decode_chunk_size=0'),
+    ([I2VGEN, '--target-fps', '0'], 'target_fps=0'),
+    ([I2VGEN, '--cfg-options', 'infer.num_frames=0'], 'num_frames=0'),
 ]
 
 
