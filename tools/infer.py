@@ -9,9 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmvideo.apis.cli import Parser, count, run_tool
+
+if TYPE_CHECKING:
+    from mmvideo.apis.inferencer import VideoInferencer
+    from mmvideo.apis.memory import Switches
 
 EXAMPLES = """
 examples:
@@ -28,6 +32,8 @@ examples:
       --control-video sketch.png
   python tools/infer.py configs/svd/svd.py --image lake.png --motion-bucket-id 180 --fps 10
   python tools/infer.py CONFIG --num-frames 64 --windows 16 --dry-run
+  python tools/infer.py CONFIG --max-memory 6GiB
+  python tools/infer.py CONFIG --offload model --vae-tiling 256 --decode-chunk 4
   python tools/infer.py CONFIG --prompt "$(printf '0: a lake in spring\\n8: a lake in winter')"
   python tools/infer.py outputs/pia_sprites.mp4                  the same frames again
   python tools/infer.py outputs/pia_sprites.mp4 --seed 7         its settings, another seed
@@ -121,6 +127,14 @@ def parse_args() -> argparse.Namespace:
     add = how.add_argument
     add('--device', metavar='D', help='cpu, cuda, cuda:1, mps; default: a GPU if there is one')
     add('--dtype', metavar='T', help='float32, bfloat16 or float16')
+    add('--offload', choices=('model', 'group', 'sequential'),
+        help='weights wait in main memory; a part, stage or layer at a time comes')  # fmt: skip
+    add('--vae-tiling', nargs='?', type=count, const=True, metavar='PIXELS',
+        help='large pictures go through the VAE in tiles of this size')  # fmt: skip
+    add('--vae-slicing', action='store_true', help='and one after the other')
+    add('--max-memory', metavar='SIZE',
+        help='choose these so that it should suffice, such as 6GiB; see doctor.py')  # fmt: skip
+    add('--decode-chunk', type=count, metavar='N', help='frames that are decoded at once')
     add('--lora', action='append', type=adapter('LoRA'), default=[], metavar='FILE[:SCALE]',
         help='a LoRA for this call; repeat it for more')  # fmt: skip
     add('--ip-adapter', action='append', type=adapter('IPAdapter'), default=[],
@@ -170,6 +184,7 @@ def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
         'target_fps': args.target_fps,
         'clip_skip': args.clip_skip,
         'ip_adapter_image': args.ip_adapter_image,
+        'decode_chunk_size': args.decode_chunk,
         'height': args.height,
         'width': args.width,
     }
@@ -185,6 +200,19 @@ def given_clip(args: argparse.Namespace) -> Any:
 
         raise InputError('--video-start and --video-stride are about a clip: give it with --video')
     return dict(clip=args.video, **said) if said else args.video
+
+
+def memory_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the model that the command line's flags about memory stand for."""
+    options: dict[str, Any] = {}
+    if args.offload:
+        options['model.offload'] = args.offload
+    if args.vae_tiling:
+        whole = args.vae_tiling is True
+        options['model.vae_tiling'] = True if whole else dict(tile=args.vae_tiling)
+    if args.vae_slicing:
+        options['model.vae_slicing'] = True
+    return options
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -203,22 +231,59 @@ def check_files(args: argparse.Namespace) -> None:
             raise InputError(f'{clip}: there is no such clip.{nearest(path.name, names)}')
 
 
-def run(args: argparse.Namespace) -> None:
-    """Make the videos and say where they are."""
-    check_files(args)
+def open_inferencer(
+    args: argparse.Namespace, options: dict[str, Any], dtype: str | None
+) -> VideoInferencer:
+    """The inferencer of a command line, with more options of the config; reads no weights."""
     from mmvideo.apis.inferencer import VideoInferencer
     from mmvideo.config import parse_cfg_options
 
-    inferencer = VideoInferencer(
+    given = {**parse_cfg_options(args.cfg_options), **memory_options(args)}
+    return VideoInferencer(
         args.config,
         device=args.device,
-        dtype=args.dtype,
-        cfg_options=parse_cfg_options(args.cfg_options),
+        dtype=dtype,
+        cfg_options={**given, **options},
         allow_other_weights=args.allow_other_weights,
         adapters=[*args.lora, *args.motion_lora, *args.ip_adapter],
         controls=[*args.control, *args.sparse_control],
     )
+
+
+def fitting(
+    inferencer: VideoInferencer, args: argparse.Namespace, arguments: dict[str, Any]
+) -> Switches:
+    """The cheapest switches with which the call should need at most ``--max-memory``."""
+    from mmvideo.apis.memory import cheapest, read_size, rows
+    from mmvideo.apis.progress import size
+    from mmvideo.errors import InputError
+
+    limit = read_size(args.max_memory)
+    table = rows(inferencer.plan(args.out, args.fps, **arguments))
+    row = cheapest(table, limit)
+    if row is None:
+        least = min(table, key=lambda row: row.needed)
+        with_what = f' with {least.switches.flags}' if least.switches.flags else ''
+        raise InputError(
+            f'--max-memory {args.max_memory}: the least that this call should need is '
+            f'{size(least.needed)}{with_what}. Take a smaller --height and --width, or --windows.'
+        )
+    if not args.quiet:
+        flags = row.switches.flags or 'no switches'
+        print(f'{flags}: about {size(row.needed)}', file=sys.stderr)
+    return row.switches
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the videos and say where they are."""
+    check_files(args)
+    inferencer = open_inferencer(args, {}, args.dtype)
     arguments = given_arguments(args)
+    if args.max_memory is not None:
+        switches = fitting(inferencer, args, arguments)
+        inferencer = open_inferencer(args, switches.options, switches.dtype or args.dtype)
+        if switches.chunk is not None:
+            arguments['decode_chunk_size'] = switches.chunk
     if args.dry_run:
         print('\n'.join(inferencer.plan(args.out, args.fps, **arguments).lines()))
         return
@@ -233,7 +298,14 @@ def run(args: argparse.Namespace) -> None:
             spent = duration(time.monotonic() - start)
             print(f'{path}: {size(path.stat().st_size)} after {spent}', flush=True)
 
-    inferencer(args.out, args.fps, progress=not args.quiet, on_file=report, **arguments)
+    inferencer(
+        args.out,
+        args.fps,
+        progress=not args.quiet,
+        on_file=report,
+        return_samples=False,
+        **arguments,
+    )
 
 
 def main() -> int:

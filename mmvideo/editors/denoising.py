@@ -19,7 +19,9 @@ from mmvideo.diffusion.objective import add_noise
 from mmvideo.diffusion.sampling import Callback, guide, sample
 from mmvideo.editors.course import Course, set_steps
 from mmvideo.editors.image_prompts import image_keys
+from mmvideo.editors.offload import Offloading
 from mmvideo.editors.options import block_names
+from mmvideo.editors.out_of_memory import FrugalTrunk, TrunkCall, decode_frugally
 from mmvideo.editors.prompts import PromptTrack, encode_rows
 from mmvideo.editors.request import Request, Sample
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
@@ -45,11 +47,36 @@ class Denoising:
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
+    # How parts come to the device one at a time, see ``offload``; None when all are there.
+    offloading: Offloading | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
+        """Where the denoiser computes."""
+        if self.offloading is not None:
+            return self.offloading.device
         return next(self.unet.parameters()).device
+
+    def offload(self, mode: str | None, device: str | torch.device | None = None) -> None:
+        """Keep the weights in main memory and compute elsewhere.
+
+        Args:
+            mode: one of ``MODES``, see ``mmvideo.editors.offload``; None brings all back to where
+                they were computed with.
+            device: where to compute; None is where the denoiser is.
+
+        Raises:
+            ConfigError: no such mode.
+        """
+        place = self.device if device is None else torch.device(device)
+        if self.offloading is not None:
+            self.offloading.end()
+            self.offloading = None
+        assert isinstance(self, torch.nn.Module)
+        if mode is None:
+            self.to(place)
+        else:
+            self.offloading = Offloading(self, mode, place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,8 +166,11 @@ class Denoising:
         conditions = self._conditions(group, request, extra, guided)
         height, width = self._noise_shape(request)[-2:]
         images = image_keys(self, request.pictures, (height, width), len(group), guided)
+        if options.windows is not None:
+            images = {layer: [k.waiting() for k in keys] for layer, keys in images.items()}
         controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
         conduct = self._conductor(group, request, guided)
+        trunk = FrugalTrunk(self.unet, guided)
 
         def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor, span: Span) -> Tensor:
             noisy = torch.cat([scaled] * 2) if guided else scaled
@@ -148,16 +178,17 @@ class Denoising:
             halves = self._model_input(noisy, extra, frames)
             seen, changed = images, controls
             if frames is not None:
-                seen = {layer: [i.select(frames) for i in keys] for layer, keys in images.items()}
+                seen = {
+                    layer: [i.select(frames, self.device) for i in keys]
+                    for layer, keys in images.items()
+                }
                 changed = controls.at(frames)
             step = timestep.to(self.device)
             text, added = course.text.at(frames), {}
             if conduct is not None:
                 added = conduct(noisy, step, text, frames, span, controls.windows)
-            prediction = self.unet(
-                halves, step, text, images=seen, controls=changed, conditions=conditions, **added
-            )
-            prediction = prediction.to(scaled)
+            call = TrunkCall(halves, text, seen, conditions, added)
+            prediction = trunk(call, step, changed).to(scaled)
             if not guided:
                 return prediction
             scale = options.guidance_scale(frames)
@@ -260,12 +291,12 @@ class Denoising:
     # Pictures ---------------------------------------------------------------------------------
 
     def encode(self, pictures: Tensor, generator: torch.Generator, chunk_size: int = 16) -> Tensor:
-        """Latents [F, C, H, W], float32, drawn for pictures [F, 3, H, W] in [-1, 1]."""
+        """Latents [F, C, H, W], float32 on the CPU, drawn for pictures [F, 3, H, W] in [-1, 1]."""
         parts = []
         for chunk in pictures.split(chunk_size):
             moments = self.vae.encode(chunk.to(self.device, self.vae.dtype)).latent_dist
             noise = torch.randn(moments.mean.shape, generator=generator)
-            parts.append((moments.mean + moments.std * noise.to(moments.mean)).float())
+            parts.append((moments.mean + moments.std * noise.to(moments.mean)).float().cpu())
         return torch.cat(parts) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor, chunk_size: int = 16) -> Tensor:
@@ -277,12 +308,21 @@ class Denoising:
     def decode_chunks(self, frames: Tensor, chunk_size: int = 16) -> Iterator[Tensor]:
         """Latents [F, C, H, W], on any device, to pictures [f, C, H, W] as they are decoded.
 
-        A clip of any length needs memory for one chunk.
+        A clip of any length needs memory for one chunk; one that is too large for the memory is
+        halved, and so are those after it.
+
+        Raises:
+            InputError: the memory is too small for one frame.
         """
-        vae = self.vae
-        for chunk in frames.split(chunk_size):
-            chunk = chunk.to(vae.device, vae.dtype) / vae.config.scaling_factor
-            yield vae.decode(chunk).sample.float().add(1).div(2).clamp(0, 1).cpu()
+        while len(frames):
+            pictures, chunk_size = decode_frugally(self._pictures, frames, chunk_size)
+            frames = frames[len(pictures) :]
+            yield pictures
+
+    def _pictures(self, latents: Tensor) -> Tensor:
+        """Latents [f, C, H, W] to pictures in [0, 1] on the CPU, at once."""
+        latents = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(latents).sample.float().add(1).div(2).clamp(0, 1).cpu()
 
 
 def _by_windows(

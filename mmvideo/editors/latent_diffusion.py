@@ -26,6 +26,8 @@ from mmvideo.editors.image_prompts import (
     prepare_image_prompts,
 )
 from mmvideo.editors.latent_editor import LatentEditor, check_lora
+from mmvideo.editors.memory import check_memory, cut_vae
+from mmvideo.editors.offload import check_mode
 from mmvideo.editors.options import Options, read_options
 from mmvideo.editors.parts import (
     build_part,
@@ -76,6 +78,9 @@ class LatentDiffusion(Adaptable, LatentEditor):
         predict: arguments of ``infer`` when a runner tests or validates.
         data_preprocessor: see ``VideoPreprocessor``.
         adapters: configs of ``LoRA``, ``MotionLoRA``, ``TextualInversion``, ....
+        vae_tiling: pictures go through the VAE in tiles, see ``cut_vae``.
+        vae_slicing: and one after the other.
+        offload: weights wait in main memory, see ``mmvideo.editors.offload``.
     """
 
     # Layers at the end of the text encoder that training leaves out.
@@ -109,8 +114,12 @@ class LatentDiffusion(Adaptable, LatentEditor):
         predict: dict | None = None,
         data_preprocessor: dict | None = None,
         adapters: Sequence[dict] = (),
+        vae_tiling: dict[str, Any] | bool | None = None,
+        vae_slicing: bool = False,
+        offload: str | None = None,
     ) -> None:
         super().__init__(build_preprocessor(data_preprocessor))
+        check_mode(offload)
         self._parts = dict(
             vae=vae, text_encoder=text_encoder, unet=unet, motion_module=motion_module
         )
@@ -122,6 +131,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         self.train_scheduler = build_part(SCHEDULERS, train_scheduler or scheduler)
         self.tokenizer = build_part(TOKENIZERS, tokenizer)
         self.vae = build_part(MODELS, vae)
+        cut_vae(self.vae, vae_tiling, vae_slicing)
+        self.offload_mode = offload
         self.text_encoder = build_part(MODELS, text_encoder)
         self.unet = unet_  # last, as its place says where its optimizer state is
         self.scheduler = with_trained_betas(self.scheduler, scheduler, self.unet)
@@ -197,6 +208,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         """
         known = cls.check_names(arguments)
         check_adapters(model.get('adapters') or ())
+        check_memory(model)
         facts = read_facts(model)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values.update(arguments)

@@ -42,6 +42,8 @@ class LatentEditor(Denoising, BaseModel):
     A class has ``infer`` and ``loss``, and builds ``vae``, ``unet`` and ``scheduler``.
     """
 
+    # What ``offload`` is called with by who runs the editor.
+    offload_mode: str | None = None
     lora: dict[str, LowRank]  # pairs in training, by the denoiser's layer
     # Of the options of a call (``mmvideo.editors.options``) those that this editor takes.
     _OPTIONS: tuple[str, ...] = ()

@@ -25,13 +25,15 @@ from mmvideo.editors.clip_request import (
 from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import SAMPLE_SIZE, Facts, read_facts
 from mmvideo.editors.latent_editor import check_lora
+from mmvideo.editors.memory import check_memory
+from mmvideo.editors.offload import check_mode
+from mmvideo.editors.out_of_memory import decode_clip_frugally
 from mmvideo.editors.parts import build_part, build_unet, weight_files
 from mmvideo.editors.picture_training import PictureTraining
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.editors.prompts import PromptTrack
 from mmvideo.editors.request import Request, Sample, check_seeds, check_size, make_samples
 from mmvideo.errors import ConfigError, InputError
-from mmvideo.models.borrowed import decode_clip
 from mmvideo.models.conditioning.clip_picture import clip_input
 from mmvideo.models.conditioning.image import open_rgb
 from mmvideo.registry import MODELS, SCHEDULERS
@@ -61,6 +63,7 @@ class StableVideoDiffusion(PictureTraining):
         train_motion_bucket_id: of clips whose data set gives no ``motion_bucket_id``.
         predict: arguments of ``infer`` when a runner tests or validates.
         data_preprocessor: see ``VideoPreprocessor``.
+        offload: weights wait in main memory, see ``mmvideo.editors.offload``.
     """
 
     _OPTIONS = ('windows',)
@@ -88,8 +91,11 @@ class StableVideoDiffusion(PictureTraining):
         train_motion_bucket_id: float = 127,
         predict: dict | None = None,
         data_preprocessor: dict | None = None,
+        offload: str | None = None,
     ) -> None:
         super().__init__(build_preprocessor(data_preprocessor))
+        check_mode(offload)
+        self.offload_mode = offload
         self._set_training(
             sigma_mean=sigma_mean,
             sigma_std=sigma_std,
@@ -255,6 +261,7 @@ class StableVideoDiffusion(PictureTraining):
                     f'{name}={arguments[name]!r}: {cls.__name__} takes no text; the picture alone '
                     'says what is seen.'
                 )
+        check_memory(model)
         known = cls.check_names(arguments)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values |= arguments
@@ -325,7 +332,7 @@ class StableVideoDiffusion(PictureTraining):
     def _embed(self, pictures: Tensor) -> Tensor:
         """[N, 3, height, width] in [-1, 1] to tokens [N, 1, D]."""
         encoder = self.image_encoder
-        pixels = clip_input(pictures.to(encoder.device), encoder.config.image_size)
+        pixels = clip_input(pictures.to(self.device), encoder.config.image_size)
         return encoder(pixels.to(encoder.dtype)).image_embeds[:, None]
 
     @torch.no_grad()
@@ -333,17 +340,30 @@ class StableVideoDiffusion(PictureTraining):
         """Noisy pictures as latents [N, C, H, W], the most likely, not scaled: as in training."""
         noisy = noised(pictures, noise, strength)
         with _upcast(self.vae):
-            noisy = noisy.to(self.vae.device, self.vae.dtype)
+            noisy = noisy.to(self.device, self.vae.dtype)
             return self.vae.encode(noisy).latent_dist.mode().float()
 
     def decode(self, latents: Tensor, chunk_size: int = 8) -> Tensor:
         """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, as whole clips."""
-        clips = []
-        for clip in latents.split(1):
-            clip = clip.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-            pixels = decode_clip(self.vae, clip, chunk_size)
-            clips.append(pixels.float().add(1).div(2).clamp(0, 1).cpu())
-        return torch.cat(clips)
+        clips = [
+            torch.cat(list(self.decode_chunks(clip.transpose(0, 1), chunk_size)))
+            for clip in latents
+        ]
+        return torch.stack(clips).transpose(1, 2).contiguous()
+
+    @torch.no_grad()
+    def decode_chunks(self, frames: Tensor, chunk_size: int = 8) -> Iterator[Tensor]:
+        """Latents [T, C, H, W] of one clip to pictures [t, 3, H, W] in its order.
+
+        The decoder's norms see the whole clip, so between layers all its frames are in memory;
+        where that of the device is too small, in main memory, with half as many frames at once.
+
+        Raises:
+            InputError: the memory is too small for one frame.
+        """
+        pixels = decode_clip_frugally(self.vae, frames, chunk_size, self.device)
+        for part in pixels.split(chunk_size):
+            yield part.float().add(1).div(2).clamp(0, 1).cpu()
 
     # Export -----------------------------------------------------------------------------------
 

@@ -47,11 +47,12 @@ class TextToImage(LatentDiffusion):
         sigmas: Sequence[float] | None = None,
         on_step: OnStep | None = None,
         free_u: dict[str, Any] | bool | None = None,
+        output_type: str = 'video',
     ) -> dict[str, Any]:
         """Draw pictures; arguments as ``AnimateDiff.infer``.
 
         Returns:
-            ``dict(samples=...)``: float in [0, 1], [N, C, 1, H, W], on the CPU.
+            ``dict(samples=...)``: float in [0, 1], [N, C, 1, H, W], on the CPU; or ``latents``.
         """
         call = dict(locals())
         samples = make_samples(

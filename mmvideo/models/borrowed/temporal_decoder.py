@@ -35,6 +35,7 @@ def decode_clip(
     chunk: int | None = None,
     store: str | torch.device | None = None,
     joined: bool = True,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Pictures of a clip's latents.
 
@@ -51,6 +52,7 @@ def decode_clip(
         joined: False decodes each chunk as a clip of its own, which is faster, shows where chunks
             meet, and is what the official code (14 frames a chunk) and diffusers'
             ``decode_chunk_size`` do.
+        device: where the VAE computes, if it comes there only then; None is where it is.
 
     Returns:
         [N, 3, T, 8*H, 8*W] in about [-1, 1], in ``store``.
@@ -67,7 +69,8 @@ def decode_clip(
     chunk = frames if chunk is None else chunk
     if chunk < 1:
         raise InputError(f'chunk={chunk}: expected at least 1 frame')
-    run = _Chunks(min(chunk, frames), vae.device, vae.dtype, torch.device(store or vae.device))
+    device = vae.device if device is None else device
+    run = _Chunks(min(chunk, frames), device, vae.dtype, torch.device(store or device))
     decode = run.joined if joined else run.apart
     return torch.stack([decode(vae, clip.transpose(0, 1)).transpose(0, 1) for clip in latents])
 

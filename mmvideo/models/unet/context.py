@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mmvideo.errors import ConfigError, nearest
@@ -33,8 +34,8 @@ class ImageKeys:
     frames: int = 1
     mask: Tensor | None = None
 
-    def select(self, frames: Tensor) -> ImageKeys:
-        """For a part of the clip: ``frames`` [S], indices below T."""
+    def select(self, frames: Tensor, device: torch.device | None = None) -> ImageKeys:
+        """For a part of the clip: ``frames`` [S], indices below T; on ``device`` where given."""
 
         def chosen(x: Tensor) -> Tensor:
             return x.unflatten(0, (-1, self.frames))[:, frames.to(x.device)].flatten(0, 1)
@@ -44,7 +45,18 @@ class ImageKeys:
             k, v, count = chosen(k), chosen(v), len(frames)
         if mask is not None and len(mask) > 1:
             mask = mask[frames.to(mask.device)]
+        if device is not None:
+            k, v, mask = k.to(device), v.to(device), None if mask is None else mask.to(device)
         return ImageKeys(k, v, count, mask)
+
+    def waiting(self) -> ImageKeys:
+        """With what differs from frame to frame in main memory, for ``select`` to take from."""
+        k, v, mask = self.k, self.v, self.mask
+        if self.frames > 1:
+            k, v = k.cpu(), v.cpu()
+        if mask is not None and len(mask) > 1:
+            mask = mask.cpu()
+        return replace(self, k=k, v=v, mask=mask)
 
 
 # The pictures of each cross-attention layer; a layer without any is not in it.
