@@ -8,15 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
-import pytest
 from pairs_of_pipelines import image_folder, parts, seeded
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'models' / 'adapters'))
 
 import small_loras as lora
-
-from mmvideo.editors import AnimateDiff
 
 
 def hub(make: Callable, folder: Path) -> None:
@@ -47,7 +44,6 @@ def test_scripts_of_diffusers(make: Callable, tmp_path: Path) -> None:
     assert "['animation.gif', 'picture.gif']" in done.stdout
 
 
-@pytest.mark.skipif(not hasattr(AnimateDiff, 'offload'), reason='editors do not offload yet')
 def test_offloading_changes_nothing(make: Callable) -> None:
     ours = make('v2').ours
     call = dict(prompt='a red fish', num_frames=2, num_inference_steps=1, output_type='latent')
