@@ -39,6 +39,7 @@ MAY_IMPORT = {
     'engine': BUILDERS | {'checkpoints', 'media', 'config_check'},
     # MMagic's import paths: names of other rooms, and nothing else.
     'models/editors': {'editors', 'media'},
+    'pipelines': BUILDERS | {'models', 'editors', 'checkpoints', 'media'},
     'apis': BELOW_APIS,
     'tools': BELOW_APIS | {'apis'},
 }
@@ -47,6 +48,7 @@ TORCH_ONLY = ('ops', 'diffusion')
 # Rooms that know nothing of MMEngine.
 WITHOUT_MMENGINE = (
     *('errors', 'version', 'ops', 'diffusion', 'media', 'checkpoints', 'models', 'tools'),
+    'pipelines',
 )
 
 

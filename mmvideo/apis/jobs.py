@@ -22,7 +22,10 @@ ALIASES = {
 # Keys of a config's ``infer`` that are not the editor's.
 OUTPUT_KEYS = ('fps', 'out', 'formats')
 # Arguments that a caller passes on its own behalf and that no recipe can hold.
-_LIVE = ('callback', 'generator', 'latents', 'output_type')
+_LIVE = (
+    *('callback', 'on_step', 'generator', 'latents', 'output_type'),
+    *('prompt_embeds', 'negative_prompt_embeds'),
+)
 _SPREAD = ('prompt', 'negative_prompt', 'image')
 
 

@@ -14,6 +14,8 @@ import torch
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Callback = Callable[[int, int, torch.Tensor], None]
+# (index, steps, timestep, latents) -> the latents to go on with, or None to end here
+AfterStep = Callable[[int, int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 def guide(prediction: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
@@ -38,6 +40,7 @@ def sample(
     generators: Sequence[torch.Generator],
     eta: float = 0.0,
     callback: Callback | None = None,
+    after: AfterStep | None = None,
 ) -> torch.Tensor:
     """Run ``scheduler`` over ``timesteps``.
 
@@ -49,6 +52,7 @@ def sample(
         generators: one a sample, on the CPU, for schedulers that draw noise in a step.
         eta: DDIM's eta.
         callback: called as ``(steps done, steps, latents)``.
+        after: called after that, gives the latents of the next step, or None for no further one.
     """
     options = step_options(scheduler, list(generators), eta)
     for index, timestep in enumerate(timesteps):
@@ -56,6 +60,11 @@ def sample(
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
         if callback is not None:
             callback(index + 1, len(timesteps), latents)
+        if after is not None:
+            changed = after(index, len(timesteps), timestep, latents)
+            if changed is None:
+                break
+            latents = changed
     return latents
 
 

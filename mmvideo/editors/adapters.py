@@ -10,8 +10,15 @@ from torch import nn
 
 from mmvideo.errors import ConfigError, InputError, nearest
 from mmvideo.models.adapters.base import Adapter, adapter_name, check_local
-from mmvideo.models.adapters.lora import lora_parts
-from mmvideo.models.adapters.low_rank import merge, slot_of, slotted_layers, unmerge, weight_of
+from mmvideo.models.adapters.lora import LoRA, lora_parts
+from mmvideo.models.adapters.low_rank import (
+    forget_original,
+    merge,
+    slot_of,
+    slotted_layers,
+    unmerge,
+    weight_of,
+)
 from mmvideo.models.borrowed.source import check_keys, keys_of
 from mmvideo.registry import MODELS
 
@@ -124,6 +131,22 @@ class Adaptable:
         for layer in self._merged:
             unmerge(layer)
         self._merged = []
+
+    @property
+    def merged(self) -> bool:
+        """Whether LoRAs are merged into the weights."""
+        return bool(self._merged)
+
+    def keep_merged(self) -> None:
+        """Let merged weights stay as they are: originals and LoRAs in them are forgotten."""
+        if not self._merged:
+            return
+        for layer in self._merged:
+            forget_original(layer)
+        self._merged = []
+        for adapter in self.adapters:
+            if isinstance(adapter, LoRA) and adapter.scale:
+                self.remove_adapter(adapter.name)
 
     def adapter_configs(self) -> list[dict[str, Any]]:
         """Configs of the adapters as they are now: what ``model.adapters`` would say."""

@@ -12,12 +12,15 @@ import torch
 from mmvideo.checkpoints.save import save_part
 from mmvideo.editors.controls import ARGUMENTS as CONTROL_ARGUMENTS
 from mmvideo.editors.controls import Controlled, check_controls, read_controls, settings_of
+from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.parts import export_motion_adapter
 from mmvideo.editors.request import Request, Sample, make_samples
 from mmvideo.editors.starts import Starts, read_inversion, read_strength
+from mmvideo.errors import ConfigError
+from mmvideo.models.adapters.controlnet import ControlNet
 from mmvideo.models.conditioning.clip import prepare_clip
 from mmvideo.registry import MODELS, SCHEDULERS
 
@@ -26,7 +29,8 @@ from mmvideo.registry import MODELS, SCHEDULERS
 class AnimateDiff(Controlled, Starts, LatentDiffusion):
     """A text-to-image model whose layers alternate with motion modules.
 
-    Args: see ``LatentDiffusion``; ``motion_module`` is required.
+    Args: see ``LatentDiffusion``; ``motion_module`` is None where ``unet`` is a denoiser that is
+        built already, with its own.
         controls: configs of ``ControlNet`` and ``SparseCtrl``.
     """
 
@@ -35,14 +39,23 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
 
     part_registries = LatentDiffusion.part_registries | dict(controls='MODELS')
 
-    def __init__(self, motion_module: dict, controls: Sequence[dict] = (), **kwargs: Any) -> None:
-        check_controls(controls)
+    def __init__(
+        self,
+        motion_module: dict | None,
+        controls: Sequence[dict | ControlNet] = (),
+        **kwargs: Any,
+    ) -> None:
+        if motion_module is None and isinstance(kwargs.get('unet'), Mapping):
+            raise ConfigError(
+                f'model.motion_module is missing: a {type(self).__name__} has motion modules.'
+            )
+        check_controls([control for control in controls if isinstance(control, Mapping)])
         super().__init__(motion_module=motion_module, **kwargs)
         self._attach_controls(controls)
 
     def infer(
         self,
-        prompt: Any,
+        prompt: Any = None,
         negative_prompt: Any = None,
         video_length: int = 16,
         height: int | None = None,
@@ -71,6 +84,13 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         ip_adapter_masks: Any = None,
         ip_adapter_image_embeds: Any = None,
         clip_skip: int | None = None,
+        negative_clip_skip: int | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        on_step: OnStep | None = None,
+        draws: str = 'official',
         windows: dict[str, Any] | int | None = None,
         free_init: dict[str, Any] | bool | None = None,
         free_u: dict[str, Any] | bool | None = None,
@@ -134,6 +154,17 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
             ip_adapter_image_embeds: what the image encoder makes of pictures, in their place.
             clip_skip: layers left out at the end of the text encoder; None or 0 uses all. What is
                 1 here is called 2 in other programs.
+            negative_clip_skip: likewise for negative prompts; None is as ``clip_skip``.
+            prompt_embeds: embeddings in place of prompts, [N, L, D], or [N, T, L, D] one for each
+                frame.
+            negative_prompt_embeds: likewise, of negative prompts; as many tokens.
+            timesteps: those that the scheduler shall take, falling, in place of
+                ``num_inference_steps``; not all schedulers take them.
+            sigmas: likewise as noise levels, which fall to a last 0.
+            on_step: called after each step with a ``mmvideo.editors.course.Step``, whose latents
+                and text it may change.
+            draws: the order of random draws: ``'official'``, noise first; or ``'diffusers'``, where
+                noise comes after what a picture or clip to start from needs.
             windows: denoise the clip in windows that slide over it, see
                 ``mmvideo.diffusion.windows.Windows``; a number is the length of a window.
             free_init: sample the clip several times, each from the low frequencies of the last,
@@ -175,6 +206,8 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
             generator,
             latents,
             num_frames=video_length,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
         )
         size = self.default_size
         request = self._request(call, samples, height or size, width or size, video=clip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mmvideo.editors.checks import check_range
+from mmvideo.editors.course import check_course, step_count
 from mmvideo.editors.facts import Facts
 from mmvideo.editors.options import COMMON, read_options
 from mmvideo.editors.request import Request, check_settings
@@ -31,13 +31,11 @@ class ClipRequest(Request):
         fps: frames a second.
         motion_bucket_id: amount of motion, 127 in the middle.
         noise_aug_strength: of the noise on the picture.
-        sigmas: noise levels in place of the scheduler's own.
     """
 
     fps: float = 7
     motion_bucket_id: float = 127
     noise_aug_strength: float = 0.02
-    sigmas: Sequence[float] | None = None
 
     @property
     def time_ids(self) -> tuple[float, float, float]:
@@ -58,12 +56,11 @@ def read_call(values: Mapping[str, Any], facts: Facts) -> tuple[ClipRequest, lis
         raise InputError('image is missing: Stable Video Diffusion animates a picture.')
     frames = values.get('video_length')
     frames = facts.num_frames or NUM_FRAMES if frames is None else frames
-    sigmas = values.get('sigmas')
-    if sigmas is not None:
-        _check_sigmas(sigmas)
+    sigmas, timesteps = values.get('sigmas'), values.get('timesteps')
+    check_course(timesteps, sigmas, values.get('on_step'))
     settings = dict(
         num_frames=frames,
-        num_inference_steps=values['num_inference_steps'] if sigmas is None else len(sigmas) - 1,
+        num_inference_steps=step_count(values['num_inference_steps'], timesteps, sigmas),
         decode_chunk_size=values['decode_chunk_size'],
         output_type=values['output_type'],
     )
@@ -82,7 +79,15 @@ def read_call(values: Mapping[str, Any], facts: Facts) -> tuple[ClipRequest, lis
     height, width = pictures[0].shape[-2:]
     told = {key: values[key] for key in ('fps', 'motion_bucket_id', 'noise_aug_strength')}
     request = ClipRequest(
-        samples=[], height=height, width=width, options=options, sigmas=sigmas, **settings, **told
+        samples=[],
+        height=height,
+        width=width,
+        options=options,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        on_step=values.get('on_step'),
+        **settings,
+        **told,
     )
     return request, pictures
 
@@ -126,19 +131,3 @@ def size_of(picture: Any, height: int | None, width: int | None, facts: Facts) -
 def as_list(value: Any) -> list[Any]:
     """A single picture as a list."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _check_sigmas(sigmas: Any) -> None:
-    numbers = isinstance(sigmas, (list, tuple)) and all(
-        isinstance(s, (int, float)) and not isinstance(s, bool) for s in sigmas
-    )
-    if not numbers or len(sigmas) < 2 or sigmas[-1] != 0 or not _falls(sigmas):
-        raise InputError(
-            f'sigmas={sigmas!r:.80}: expected noise levels that fall to a last 0, such as '
-            '[700.0, 50.0, 1.0, 0.0].'
-        )
-
-
-def _falls(values: Sequence[float]) -> bool:
-    finite = values[0] < float('inf')
-    return finite and all(a > b for a, b in itertools.pairwise(values))

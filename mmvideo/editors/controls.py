@@ -265,11 +265,17 @@ class Controlled(Denoising):
 
     controls: nn.ModuleList
 
-    def _attach_controls(self, configs: Sequence[Mapping[str, Any]]) -> None:
-        self._control_settings = settings_of(configs)
-        built = []
+    def _attach_controls(self, configs: Sequence[Mapping[str, Any] | ControlNet]) -> None:
+        built, self._control_settings = [], []
         for config in configs:
-            control = MODELS.build(dict(config))
+            if isinstance(config, ControlNet):
+                control = config
+                setting = Setting(
+                    config.name, config.sparse, config.scale, config.start, config.end
+                )
+            else:
+                control, (setting,) = MODELS.build(dict(config)), settings_of([config])
+            self._control_settings.append(setting)
             assert isinstance(control, ControlNet)
             control.check_fits(self.unet, self.vae_scale)
             built.append(control)

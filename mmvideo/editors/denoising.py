@@ -9,6 +9,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +19,12 @@ from mmvideo.diffusion.deep_cache import DeepMemory
 from mmvideo.diffusion.free_init import replace_high_frequencies
 from mmvideo.diffusion.objective import add_noise
 from mmvideo.diffusion.sampling import Callback, guide, sample
+from mmvideo.editors.course import Course, set_steps
 from mmvideo.editors.image_prompts import image_keys
 from mmvideo.editors.offload import Offloading
 from mmvideo.editors.options import block_names
 from mmvideo.editors.out_of_memory import FrugalTrunk, TrunkCall, decode_frugally
-from mmvideo.editors.prompts import PromptTrack
+from mmvideo.editors.prompts import PromptTrack, encode_rows
 from mmvideo.editors.request import Request, Sample
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
 from mmvideo.models.unet.context import DeepFeatures
@@ -102,9 +104,13 @@ class Denoising:
         """Samples whose prompts need equally many chunks, so that none is padded for another."""
         groups: dict[int, list[Sample]] = {}
         for item in request.samples:
-            needed = max(chunks_needed(self.tokenizer, text) for text in item.texts)
-            groups.setdefault(needed, []).append(item)
+            count = self._token_count(item, request.options.guided)
+            groups.setdefault(count, []).append(item)
         return list(groups.values())
+
+    def _token_count(self, item: Sample, guided: bool) -> int:
+        needed = partial(chunks_needed, self.tokenizer)
+        return item.token_count(self.tokenizer.model_max_length, needed, guided)
 
     def _denoise(self, group: list[Sample], request: Request, callback: Callback | None) -> Tensor:
         """Sample once, or as often as FreeInit says; latents where ``_place`` has them."""
@@ -112,10 +118,10 @@ class Denoising:
         schedules = [self._schedule(steps, request) for steps in rounds]
         counts = [len(schedule.timesteps) for schedule in schedules]
         generators = [item.generator for item in group]
-        noise = torch.stack([self._noise(item, request) for item in group])
-        noise = noise.to(self._place(request))
-        self._prepare(group, request)
-        predict = self._predictor(group, request)
+        noise = self._draw(group, request).to(self._place(request))
+        guided = request.options.guided
+        text = self._context(group, guided, request)
+        course = Course(text, guided, request.on_step, len(group))
         before = self._steps_before(request, schedules[0])
         total = before + sum(counts)
         latents = self._noised(group, request, schedules[0], noise, _counted(callback, 0, total))
@@ -131,34 +137,40 @@ class Denoising:
                 fresh = self._noised(group, request, schedule, drawn.to(noise))
                 latents = replace_high_frequencies(kept, fresh, low_pass)
             latents = sample(
-                by_windows(predict, request, counts[turn]),
+                by_windows(self._conducted(course, group, request), request, counts[turn]),
                 schedule.scheduler,
                 latents,
                 schedule.timesteps,
                 generators,
                 request.eta,
                 _counted(callback, before + sum(counts[:turn]), total),
+                course.after,
             )
         return latents
 
-    def _predictor(self, group: list[Sample], request: Request) -> Predict:
-        """The denoiser, with guidance in the steps that have it."""
-        options = request.options
-        usual = self._denoiser(group, request, options.guided)
-        if not options.guided or options.guidance_interval == (0.0, 1.0):
-            return usual
-        alone = self._denoiser(group, request, False)
+    def _draw(self, group: list[Sample], request: Request) -> Tensor:
+        """Noise [N, C, T, H, W], and what else ``_prepare`` draws, in the order of the request."""
+        noise = torch.stack([self._noise(item, request) for item in group])
+        self._prepare(group, request)
+        return noise
+
+    def _conducted(self, course: Course, group: list[Sample], request: Request) -> Predict:
+        """The denoiser as course and options have it in each step."""
+
+        def make(guided: bool) -> Predict:
+            return self._denoiser(group, request, course, guided)
 
         def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor, span: Span) -> Tensor:
-            half = usual if options.guides(span) else alone
-            return half(scaled, frames, timestep, span)
+            guided = course.guided and request.options.guides(span)
+            return course.predict(make, guided, scaled, frames, timestep, span)
 
         return predict
 
-    def _denoiser(self, group: list[Sample], request: Request, guided: bool) -> Predict:
-        """The denoiser with or without guidance; what all steps share is computed here."""
+    def _denoiser(
+        self, group: list[Sample], request: Request, course: Course, guided: bool
+    ) -> Predict:
+        """The denoiser with or without guidance; what all its steps share is computed here."""
         options = request.options
-        context = self._context(group, guided, request)
         extra = self._condition(group, request, guided)
         conditions = self._conditions(group, request, extra, guided)
         height, width = self._noise_shape(request)[-2:]
@@ -187,7 +199,7 @@ class Denoising:
                 deep = _deep_features(memory, options.deep_cache.depth, frames, span)
                 changed = replace(changed, deep=deep)
             step = timestep.to(self.device)
-            text, added = context.at(frames), {}
+            text, added = course.rows(guided).at(frames), {}
             if conduct is not None:
                 added = conduct(noisy, step, text, frames, span, controls.windows)
             call = TrunkCall(halves, text, seen, conditions, added, told)
@@ -201,18 +213,25 @@ class Denoising:
 
     def _context(self, group: list[Sample], guided: bool, request: Request) -> PromptTrack:
         """The prompts' embeddings; every key of a timeline is encoded once."""
-        prompts = [item.prompt for item in group]
-        negative = [item.negative_prompt for item in group]
-        rows = [*negative, *prompts] if guided else prompts
-        count = max(chunks_needed(self.tokenizer, text) for item in group for text in item.texts)
-        states = encode_prompts(
-            self.tokenizer,
-            self.text_encoder,
-            [text for row in rows for text in row.values],
-            count,
-            request.clip_skip,
-        )
-        return PromptTrack(states.to(self.dtype), rows, request.num_frames)
+        count = max(1, self._token_count(group[0], guided) // self.tokenizer.model_max_length)
+
+        def encode(texts: list[str], skip: int | None) -> Tensor:
+            return encode_prompts(self.tokenizer, self.text_encoder, texts, count, skip)
+
+        skip, unlike = request.clip_skip, request.negative_clip_skip
+        halves = [([item.row for item in group], skip)]
+        if guided:
+            negative = [item.negative_row for item in group]
+            halves.insert(0, (negative, skip if unlike is None else unlike))
+        if len({skip or 0 for _, skip in halves}) == 1:
+            halves = [([row for rows, _ in halves for row in rows], skip)]
+        tracks = [
+            encode_rows(rows, request.num_frames, partial(encode, skip=skip), self.device)
+            for rows, skip in halves
+        ]
+        states = torch.cat([track.states for track in tracks]).to(self.dtype)
+        timelines = [row for track in tracks for row in track.rows]
+        return PromptTrack(states, timelines, request.num_frames)
 
     def _condition(self, group: list[Sample], request: Request, guided: bool) -> Any:
         """What stays the same in every step and is not text; None here."""
@@ -241,7 +260,7 @@ class Denoising:
 
     def _schedule(self, steps: int, request: Request) -> Schedule:
         scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(steps)
+        set_steps(scheduler, steps, request.timesteps, request.sigmas)
         return Schedule(scheduler, self._timesteps(scheduler, steps, request))
 
     def _timesteps(self, scheduler: Any, steps: int, request: Request) -> Tensor:

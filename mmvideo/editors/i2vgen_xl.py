@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mmvideo.editors.checks import check_range, check_whole
+from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import COMMON
-from mmvideo.editors.parts import weight_files
+from mmvideo.editors.parts import build_part, weight_files
 from mmvideo.editors.preprocessor import first_frames, given
 from mmvideo.editors.request import (
     Request,
@@ -81,8 +82,8 @@ class I2VGenXL(LatentDiffusion):
         _check_denoiser(self.unet)
         self.image_encoder, self.feature_extractor = None, None
         if image_encoder is not None:
-            self.image_encoder = MODELS.build(image_encoder).requires_grad_(False)
-            self.feature_extractor = MODELS.build(feature_extractor)
+            self.image_encoder = build_part(MODELS, image_encoder).requires_grad_(False)
+            self.feature_extractor = build_part(MODELS, feature_extractor)
             _check_width(self.image_encoder, self.unet)
         self.condition_dropout = condition_dropout
         self.noise_offset = noise_offset
@@ -99,7 +100,7 @@ class I2VGenXL(LatentDiffusion):
 
     def infer(
         self,
-        prompt: Any,
+        prompt: Any = None,
         image: Any = None,
         negative_prompt: Any = None,
         video_length: int = 16,
@@ -117,6 +118,11 @@ class I2VGenXL(LatentDiffusion):
         callback: Callable | None = None,
         *,
         clip_skip: int | None = 1,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        on_step: OnStep | None = None,
         free_u: dict[str, Any] | bool | None = None,
         guidance_interval: Sequence[float] | None = None,
         deep_cache: dict[str, Any] | int | bool | None = None,
@@ -152,6 +158,8 @@ class I2VGenXL(LatentDiffusion):
             latents,
             repeat=len(pictures),
             num_frames=video_length,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
         )
         request = self._request(call, samples, height, width)
         self._check(request)

@@ -18,6 +18,7 @@ from mmvideo.diffusion.objective import (
     weighted_mse,
 )
 from mmvideo.editors.adapters import Adaptable, check_adapters
+from mmvideo.editors.course import check_course, step_count
 from mmvideo.editors.facts import read_facts, text_layers
 from mmvideo.editors.image_prompts import (
     check_image_prompts,
@@ -29,6 +30,7 @@ from mmvideo.editors.memory import check_memory, cut_vae
 from mmvideo.editors.offload import check_mode
 from mmvideo.editors.options import Options, read_options
 from mmvideo.editors.parts import (
+    build_part,
     build_unet,
     check_trained_vae,
     weight_files,
@@ -43,20 +45,23 @@ from mmvideo.editors.request import (
     check_seeds,
     check_settings,
 )
-from mmvideo.errors import ConfigError
+from mmvideo.errors import ConfigError, InputError
 from mmvideo.models.conditioning.text import encode_prompts
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 
 _SHARED_SETTINGS = ('num_inference_steps', 'eta', 'decode_chunk_size', 'output_type')
 # Arguments of ``infer`` that a request holds as they are.
-_KEPT = (*_SHARED_SETTINGS, 'clip_skip')
+_KEPT = (
+    *(*_SHARED_SETTINGS, 'clip_skip', 'negative_clip_skip'),
+    *('timesteps', 'sigmas', 'on_step', 'draws'),
+)
 
 
 class LatentDiffusion(Adaptable, LatentEditor):
     """A VAE, a text encoder, a denoiser and a scheduler, to sample from and to train.
 
     Args:
-        vae: config of ``AutoencoderKL``.
+        vae: config of ``AutoencoderKL``; this and the next four may be the part itself.
         text_encoder: config of ``CLIPTextModel``.
         tokenizer: config of ``CLIPTokenizer``.
         unet: config of ``VideoUNet``.
@@ -123,13 +128,13 @@ class LatentDiffusion(Adaptable, LatentEditor):
         check_adapters(adapters)
         # The denoiser first: most files that do not fit are its, and it needs no other library.
         unet_ = build_unet(unet, motion_module, **self._unet_options())
-        self.scheduler = SCHEDULERS.build(scheduler)
-        self.train_scheduler = SCHEDULERS.build(train_scheduler or scheduler)
-        self.tokenizer = TOKENIZERS.build(tokenizer)
-        self.vae = MODELS.build(vae)
+        self.scheduler = build_part(SCHEDULERS, scheduler)
+        self.train_scheduler = build_part(SCHEDULERS, train_scheduler or scheduler)
+        self.tokenizer = build_part(TOKENIZERS, tokenizer)
+        self.vae = build_part(MODELS, vae)
         cut_vae(self.vae, vae_tiling, vae_slicing)
         self.offload_mode = offload
-        self.text_encoder = MODELS.build(text_encoder)
+        self.text_encoder = build_part(MODELS, text_encoder)
         self.unet = unet_  # last, as its place says where its optimizer state is
         self.scheduler = with_trained_betas(self.scheduler, scheduler, self.unet)
         self.train_scheduler = with_trained_betas(
@@ -211,9 +216,11 @@ class LatentDiffusion(Adaptable, LatentEditor):
         values.update(arguments)
         frames = values.get('video_length', 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
-        limits = (facts.max_frames, facts.levels, facts.deepest, facts.told_guidance)
-        options = read_options(chosen, frames, *limits)
-        as_prompts(values.get('prompt'), num_frames=frames)
+        options = read_options(chosen, frames, facts.max_frames, facts.levels)
+        if values.get('prompt_embeds') is None:
+            as_prompts(values.get('prompt'), num_frames=frames)
+        draws = values.get('draws', 'official')
+        check_course(values.get('timesteps'), values.get('sigmas'), draws=draws)
         as_prompts(values.get('negative_prompt') or '', 'negative_prompt', frames)
         check_seeds(values.get('seed'))
         size = facts.default_size
@@ -255,7 +262,10 @@ class LatentDiffusion(Adaptable, LatentEditor):
             width: likewise.
             more: what an editor has made of other arguments, see ``Request``.
         """
-        frames = call.get('video_length', 1)
+        frames, kept = call.get('video_length', 1), {n: call[n] for n in _KEPT if n in call}
+        timesteps, sigmas = call['timesteps'], call['sigmas']
+        check_course(timesteps, sigmas, call['on_step'], call.get('draws', 'official'))
+        kept['num_inference_steps'] = step_count(call['num_inference_steps'], timesteps, sigmas)
         return Request(
             samples=samples,
             num_frames=frames,
@@ -263,7 +273,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             width=width,
             options=self._options(call, frames),
             image_prompts=image_prompts(call),
-            **{name: call[name] for name in _KEPT if name in call},
+            **kept,
             **more,
         )
 
@@ -286,13 +296,32 @@ class LatentDiffusion(Adaptable, LatentEditor):
             multiple=self.vae_scale,
             max_frames=request.options.frame_limit(self.unet.max_frames),
         )
-        request.options.check_steps(request.num_inference_steps)
-        check_clip_skip(request.clip_skip, self.text_encoder.config.num_hidden_layers)
+        layers = self.text_encoder.config.num_hidden_layers
+        check_clip_skip(request.clip_skip, layers)
+        check_clip_skip(request.negative_clip_skip, layers)
+        self._check_embeds(request)
         self._check_latents(request)
         clip = (request.height, request.width)
         request.pictures = prepare_image_prompts(
             self, request.image_prompts, request.num_frames, clip
         )
+
+    def _check_embeds(self, request: Request) -> None:
+        width, guided = self.unet.cross_attention_dim, request.options.guided
+        for item in request.samples:
+            for embeds in (item.embeds, item.negative_embeds):
+                if embeds is not None and embeds.shape[-1] != width:
+                    raise InputError(
+                        f'prompt_embeds are {embeds.shape[-1]} wide: the denoiser takes {width}.'
+                    )
+            self._token_count(item, guided)
+        free_init = request.options.free_init
+        custom = request.timesteps is not None or request.sigmas is not None
+        if custom and free_init is not None and free_init.use_fast_sampling:
+            raise InputError(
+                'free_init.use_fast_sampling=True chooses steps of its own: leave timesteps and '
+                'sigmas out.'
+            )
 
     # Training ---------------------------------------------------------------------------------
 

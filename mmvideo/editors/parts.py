@@ -39,8 +39,13 @@ class Blueprint:
     image_weights: dict[str, Any] | None = None
 
 
+def build_part(registry: Any, part: Any) -> Any:
+    """A part of an editor from its config; one that is built already, as it is."""
+    return registry.build(part) if isinstance(part, Mapping) else part
+
+
 def build_unet(
-    unet: Mapping[str, Any],
+    unet: Mapping[str, Any] | VideoUNet,
     motion_module: Mapping[str, Any] | None = None,
     in_channels: int | None = None,
     first_channels: Literal['base', 'pia'] = 'base',
@@ -50,7 +55,7 @@ def build_unet(
     Args:
         unet: config of ``VideoUNet``: ``from_pretrained`` or its architecture. ``ema=True`` takes
             the EMA copy of a single file that has both. A new one may have ``image_weights``, see
-            ``begin_with_pictures``.
+            ``begin_with_pictures``. Or the denoiser itself.
         motion_module: config of ``MotionModule``: likewise; None for pictures.
         in_channels: channels of the input when a condition joins the latents. Those that no
             weight file has start at zero.
@@ -59,6 +64,8 @@ def build_unet(
     Raises:
         ConfigError, WeightsError: naming the part.
     """
+    if isinstance(unet, VideoUNet):
+        return _built(unet, motion_module, in_channels)
     plan = image_blueprint(unet)
     motion = None
     if motion_module is not None:
@@ -69,8 +76,21 @@ def build_unet(
             f"{FAMILIES[motion.family].title}, whose convolution only model.type='PIA' uses."
         )
     if in_channels is not None:
-        _widen(plan, in_channels, motion, first_channels)
-    return _realise(plan, fresh_motion=motion_module is not None and motion is None)
+        widen(plan, in_channels, motion, first_channels)
+    return realise(plan, fresh_motion=motion_module is not None and motion is None)
+
+
+def _built(
+    unet: VideoUNet, motion_module: Mapping[str, Any] | None, in_channels: int | None
+) -> VideoUNet:
+    """A denoiser that was built before, checked against what the editor needs."""
+    if motion_module is not None:
+        raise ConfigError('model.motion_module: model.unet is built already, with its own.')
+    if in_channels is not None and unet.in_channels != in_channels:
+        raise ConfigError(
+            f'model.unet takes {unet.in_channels} channels: this editor needs {in_channels}.'
+        )
+    return unet
 
 
 def image_blueprint(unet: Mapping[str, Any]) -> Blueprint:
@@ -112,6 +132,16 @@ def _add_motion(plan: Blueprint, motion_module: Mapping[str, Any]) -> MotionWeig
             f'model.unet: motion_mid_block={asked}, but {source} is '
             f'{FAMILIES[weights.family].title} with motion_mid_block={weights.mid_block}.'
         )
+    join_motion(plan, weights, keys)
+    return weights
+
+
+def join_motion(plan: Blueprint, weights: MotionWeights, keys: Mapping[str, Any]) -> None:
+    """Put motion modules that are read into the plan.
+
+    Args:
+        keys: settings of the modules; they go before what the weights' family has.
+    """
     found = motion_arguments(weights.config, plan.settings)
     plan.betas = weights.betas
     scopes = weights.norm_scopes
@@ -121,10 +151,9 @@ def _add_motion(plan: Blueprint, motion_module: Mapping[str, Any]) -> MotionWeig
     plan.settings.setdefault('resnet_norm_scope', scopes.get('resnet_norm_scope', 'frame'))
     plan.settings.update({k: v for k, v in found.items() if k != 'in_channels'})
     plan.tensors.update(weights.tensors)
-    return weights
 
 
-def _widen(
+def widen(
     plan: Blueprint,
     in_channels: int,
     motion: MotionWeights | None,
@@ -143,7 +172,8 @@ def _widen(
     plan.tensors.update({'conv_in.weight': weight, 'conv_in.bias': bias})
 
 
-def _realise(plan: Blueprint, fresh_motion: bool) -> VideoUNet:
+def realise(plan: Blueprint, fresh_motion: bool = False) -> VideoUNet:
+    """The denoiser of a plan; without weights for its motion modules they stay as they are made."""
     config = dict(plan.settings, type='VideoUNet')
     if not plan.tensors:
         model = MODELS.build(config)
@@ -173,7 +203,8 @@ def with_trained_betas(scheduler: Any, config: Mapping[str, Any], unet: VideoUNe
         config: of the scheduler.
         unet: from ``build_unet``.
     """
-    if unet.trained_betas is None or scheduler.config.get('trained_betas') is not None:
+    built = not isinstance(config, Mapping)
+    if built or unet.trained_betas is None or scheduler.config.get('trained_betas') is not None:
         return scheduler
     trained = asdict(unet.trained_betas)
     if not {'from_pretrained', *trained} & set(config):
@@ -214,12 +245,19 @@ def export_unet_config(unet: VideoUNet) -> dict[str, Any]:
         settings.pop(ours, None)
     if not motion:
         return dict(settings, _class_name='UNet2DConditionModel')
+    heads = settings.pop('attention_head_dim', 8)  # a number of heads, by diffusers' other name
+    for key in ('down_block_types', 'up_block_types'):
+        if key in settings:
+            settings[key] = [name.replace('Block2D', 'BlockMotion') for name in settings[key]]
     return dict(
         settings,
         _class_name='UNetMotionModel',
+        num_attention_heads=heads,
         use_motion_mid_block=mid_block,
         motion_num_attention_heads=motion.get('num_attention_heads', 8),
         motion_max_seq_length=motion.get('max_positions', 32),
+        temporal_transformer_layers_per_block=motion.get('num_layers', 1),
+        temporal_transformer_layers_per_mid_block=motion.get('num_layers', 1),
     )
 
 
@@ -261,12 +299,16 @@ def weight_files(parts: Mapping[str, Any]) -> list[Path]:
 
 __all__ = [
     'Blueprint',
+    'build_part',
     'build_unet',
     'check_trained_vae',
     'export_motion_adapter',
     'export_unet_config',
     'image_blueprint',
+    'join_motion',
+    'realise',
     'split_source',
     'weight_files',
+    'widen',
     'with_trained_betas',
 ]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from mmvideo.editors.animatediff import AnimateDiff
+from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.motion import (
@@ -70,7 +71,7 @@ class PIA(AnimateDiff):
 
     def infer(
         self,
-        prompt: Any,
+        prompt: Any = None,
         negative_prompt: Any = None,
         video_length: int = 16,
         height: int | None = None,
@@ -103,6 +104,13 @@ class PIA(AnimateDiff):
         ip_adapter_masks: Any = None,
         ip_adapter_image_embeds: Any = None,
         clip_skip: int | None = None,
+        negative_clip_skip: int | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        on_step: OnStep | None = None,
+        draws: str = 'official',
         windows: dict[str, Any] | int | None = None,
         free_init: dict[str, Any] | bool | None = None,
         free_u: dict[str, Any] | bool | None = None,
@@ -149,6 +157,8 @@ class PIA(AnimateDiff):
             latents,
             repeat=len(images),
             num_frames=video_length,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
         )
         height, width = images[0].shape[-2:]
         clip = self._clip(video, video_length, height, width)

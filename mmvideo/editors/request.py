@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from mmvideo.diffusion.inversion import Inversion
 from mmvideo.editors.checks import check_choice, check_range, check_whole
+from mmvideo.editors.course import OnStep
 from mmvideo.editors.options import Options
 from mmvideo.editors.timeline import Timeline, text_timeline
 from mmvideo.errors import InputError
@@ -28,11 +29,51 @@ class Sample:
     generator: torch.Generator
     latents: torch.Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    embeds: torch.Tensor | None = None  # in place of the prompt, [L, D] or [T, L, D]
+    negative_embeds: torch.Tensor | None = None
 
     @property
     def texts(self) -> list[str]:
         """Every prompt that is encoded for it."""
-        return [*self.prompt.values, *self.negative_prompt.values]
+        shown = self.prompt.values if self.embeds is None else ()
+        avoided = self.negative_prompt.values if self.negative_embeds is None else ()
+        return [*shown, *avoided]
+
+    @property
+    def row(self) -> Timeline | torch.Tensor:
+        """What it shows."""
+        return self.prompt if self.embeds is None else self.embeds
+
+    @property
+    def negative_row(self) -> Timeline | torch.Tensor:
+        """What it steers away from."""
+        return self.negative_prompt if self.negative_embeds is None else self.negative_embeds
+
+    def token_count(self, chunk: int, needed: Callable[[str], int], guided: bool) -> int:
+        """Tokens of its embeddings.
+
+        Args:
+            chunk: tokens that the text encoder sees at once.
+            needed: chunks of a text.
+            guided: whether the negative half counts beside embeddings.
+
+        Raises:
+            InputError: given embeddings are not as long as what the texts need.
+        """
+        if self.embeds is not None and not guided:
+            return self.embeds.shape[-2]
+        given = [e.shape[-2] for e in (self.embeds, self.negative_embeds) if e is not None]
+        texts = chunk * max((needed(text) for text in self.texts), default=0)
+        count = max([*given, texts])
+        if any(length != count for length in given) or (texts and count % chunk):
+            raise InputError(
+                f'prompt_embeds and negative_prompt_embeds have {" and ".join(map(str, given))} '
+                f'tokens, the texts beside them {texts}: give both, of one length.'
+                if texts
+                else f'prompt_embeds has {given[0]} tokens, negative_prompt_embeds {given[1]}: '
+                'give both of one length.'
+            )
+        return count
 
 
 @dataclass
@@ -55,6 +96,11 @@ class Request:
     inversion: Inversion | None = None  # of that clip
     controls: list[Any] = field(default_factory=list)  # inputs, see mmvideo.editors.controls
     pictures: list[AdapterPrompt] = field(default_factory=list)  # of each adapter, when checked
+    negative_clip_skip: int | None = None  # None is as clip_skip
+    timesteps: Sequence[float] | None = None  # of the caller's choice
+    sigmas: Sequence[float] | None = None  # likewise, as noise levels
+    on_step: OnStep | None = None
+    draws: str = 'official'  # see mmvideo.editors.course.DRAWS
 
 
 def check_settings(
@@ -170,6 +216,8 @@ def make_samples(
     latents: torch.Tensor | None,
     repeat: int = 1,
     num_frames: int | None = None,
+    prompt_embeds: torch.Tensor | None = None,
+    negative_prompt_embeds: torch.Tensor | None = None,
 ) -> list[Sample]:
     """One ``Sample`` for each prompt and video.
 
@@ -179,8 +227,14 @@ def make_samples(
     Args:
         repeat: for one prompt with several images, how many samples it stands for.
         num_frames: of the clip, for prompts that change.
+        prompt_embeds: embeddings in place of prompts, [N, L, D] or [N, T, L, D].
+        negative_prompt_embeds: likewise, of negative prompts.
     """
-    prompts = as_prompts(prompt, num_frames=num_frames)
+    if prompt_embeds is None:
+        prompts = as_prompts(prompt, num_frames=num_frames)
+    else:
+        check_embeds('prompt_embeds', prompt_embeds, prompt, num_frames)
+        prompts = as_prompts([''] * len(prompt_embeds))
     prompts = prompts * repeat if len(prompts) == 1 else prompts
     if not isinstance(num_videos_per_prompt, int) or num_videos_per_prompt < 1:
         raise InputError(f'num_videos_per_prompt={num_videos_per_prompt!r}: expected >= 1.')
@@ -191,13 +245,48 @@ def make_samples(
     if len(negative) * num_videos_per_prompt == count and len(negative) > 1:
         negative = [text for text in negative for _ in range(num_videos_per_prompt)]
     negative = spread(negative, count, 'negative_prompt')
+    shown = _spread_embeds(prompt_embeds, count)
+    if negative_prompt_embeds is not None:
+        check_embeds('negative_prompt_embeds', negative_prompt_embeds, negative_prompt, num_frames)
+    avoided = _spread_embeds(negative_prompt_embeds, count)
     generators = make_generators(seed, generator, count)
     if latents is not None and latents.shape[0] != count:
         raise InputError(f'latents has {latents.shape[0]} items for {count} samples.')
     return [
-        Sample(i, prompts[i], negative[i], generators[i], None if latents is None else latents[i])
+        Sample(
+            i,
+            prompts[i],
+            negative[i],
+            generators[i],
+            None if latents is None else latents[i],
+            embeds=shown[i],
+            negative_embeds=avoided[i],
+        )
         for i in range(count)
     ]
+
+
+def check_embeds(name: str, embeds: Any, text: Any, num_frames: int | None) -> None:
+    """Embeddings of a caller are [N, L, D], or [N, T, L, D], and stand in place of a text."""
+    other = name.removesuffix('_embeds')
+    if text is not None:
+        raise InputError(f'{other} and {name}: give one of them.')
+    if not isinstance(embeds, torch.Tensor) or embeds.ndim not in (3, 4) or 0 in embeds.shape:
+        found = list(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
+        raise InputError(f'{name} is {found}: expected a tensor [N, L, D] or [N, T, L, D].')
+    if embeds.ndim == 4 and embeds.shape[1] != num_frames:
+        raise InputError(
+            f'{name} has embeddings for {embeds.shape[1]} frames, the clip has {num_frames}.'
+        )
+
+
+def _spread_embeds(embeds: torch.Tensor | None, count: int) -> list[torch.Tensor | None]:
+    """One for each of ``count`` samples; adjacent samples share those of a prompt."""
+    if embeds is None:
+        return [None] * count
+    if count % len(embeds):
+        raise InputError(f'{len(embeds)} rows of embeddings for {count} samples.')
+    return [row for row in embeds for _ in range(count // len(embeds))]
 
 
 def make_generators(

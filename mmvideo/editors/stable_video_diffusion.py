@@ -6,7 +6,6 @@ N batch, C channels, T frames, H W latent size, D width of the picture's token.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,14 @@ from mmvideo.editors.clip_request import (
     read_call,
     size_of,
 )
-from mmvideo.editors.denoising import Schedule
+from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import SAMPLE_SIZE, Facts, read_facts
 from mmvideo.editors.latent_editor import check_lora
 from mmvideo.editors.memory import check_memory
 from mmvideo.editors.offload import check_mode
 from mmvideo.editors.options import COMMON
 from mmvideo.editors.out_of_memory import decode_clip_frugally
-from mmvideo.editors.parts import build_unet, weight_files
+from mmvideo.editors.parts import build_part, build_unet, weight_files
 from mmvideo.editors.picture_training import PictureTraining
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.editors.prompts import PromptTrack
@@ -46,7 +45,8 @@ class StableVideoDiffusion(PictureTraining):
     """A denoiser that sees the picture as a CLIP token and, with little noise, beside every frame.
 
     Args:
-        vae: config of ``AutoencoderKLTemporalDecoder``.
+        vae: config of ``AutoencoderKLTemporalDecoder``; this and the next three may be the part
+            itself.
         image_encoder: config of ``CLIPVisionModelWithProjection``.
         unet: config of ``VideoUNet`` with ``temporal_mixing``.
         scheduler: config of ``EulerDiscreteScheduler``, continuous and with v-prediction.
@@ -108,11 +108,11 @@ class StableVideoDiffusion(PictureTraining):
         )
         self._parts = dict(vae=vae, image_encoder=image_encoder, unet=unet)
         weight_files(self._parts)  # a missing file is found before another is read
-        self.scheduler = SCHEDULERS.build(scheduler)
+        self.scheduler = build_part(SCHEDULERS, scheduler)
         _check_scheduler(self.scheduler.config)
         unet_ = build_unet(unet)
-        self.vae = MODELS.build(vae)
-        self.image_encoder = MODELS.build(image_encoder)
+        self.vae = build_part(MODELS, vae)
+        self.image_encoder = build_part(MODELS, image_encoder)
         self.unet = unet_  # last, as its place says where its optimizer state is
         self._check_parts()
         self.predict_arguments = dict(predict or {})
@@ -176,6 +176,8 @@ class StableVideoDiffusion(PictureTraining):
         *,
         guidance_scale: Any = None,
         sigmas: Sequence[float] | None = None,
+        timesteps: Sequence[float] | None = None,
+        on_step: OnStep | None = None,
         windows: dict[str, Any] | int | None = None,
         guidance_interval: Sequence[float] | None = None,
         deep_cache: dict[str, Any] | int | bool | None = None,
@@ -207,6 +209,8 @@ class StableVideoDiffusion(PictureTraining):
             callback: called as ``(steps done, steps, latents)``.
             guidance_scale: in place of the two: a number, one for each frame, or keyframes.
             sigmas: noise levels in place of the scheduler's, falling to a last 0.
+            timesteps: likewise as timesteps.
+            on_step: see ``AnimateDiff.infer``; the text is the pictures' token.
             windows: for clips longer than the model's: ``dict(length=14, overlap=4)`` or a length.
             guidance_interval: see ``AnimateDiff.infer``.
             deep_cache: likewise.
@@ -232,6 +236,8 @@ class StableVideoDiffusion(PictureTraining):
             decode_chunk_size=decode_chunk_size,
             guidance_scale=guidance_scale,
             sigmas=sigmas,
+            timesteps=timesteps,
+            on_step=on_step,
             windows=windows,
             guidance_interval=guidance_interval,
             deep_cache=deep_cache,
@@ -305,15 +311,6 @@ class StableVideoDiffusion(PictureTraining):
         # Frame by frame, as the official code draws.
         noise = torch.randn(rest[0], channels, *rest[1:], generator=item.generator)
         return noise.transpose(0, 1)
-
-    def _schedule(self, steps: int, request: Request) -> Schedule:
-        assert isinstance(request, ClipRequest)
-        scheduler = copy.deepcopy(self.scheduler)
-        if request.sigmas is None:
-            scheduler.set_timesteps(steps)
-        else:
-            scheduler.set_timesteps(sigmas=list(request.sigmas))
-        return Schedule(scheduler, scheduler.timesteps)
 
     def _context(self, group: list[Sample], guided: bool, request: Request) -> PromptTrack:
         """The pictures' tokens [rows, 1, D]; zeros without guidance's condition."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmvideo.diffusion.inversion import METHODS, Inversion, invert
 from mmvideo.diffusion.sampling import Callback
 from mmvideo.editors.checks import check_choice, check_whole
+from mmvideo.editors.course import Course
 from mmvideo.editors.denoising import Denoising, Schedule, Span, by_windows
 from mmvideo.editors.options import read_settings
 from mmvideo.editors.request import Request, Sample
@@ -131,6 +132,25 @@ class Starts(Denoising):
             scheduler.set_begin_index(skipped * order)
         return scheduler.timesteps[skipped * order :]
 
+    def _draw(self, group: list[Sample], request: Request) -> Tensor:
+        starts = request.video is not None or request.strength < 1
+        if request.draws == 'official' or not starts:
+            return super()._draw(group, request)
+        if request.video is None:  # diffusers draws noise first and drops it
+            for item in group:
+                self._noise(item, request)
+        self._prepare(group, request)
+        if request.video is None or request.options.free_noise is not None:
+            return torch.stack([self._noise(item, request) for item in group])
+        return torch.stack([self._by_frames(item, request) for item in group])
+
+    def _by_frames(self, item: Sample, request: Request) -> Tensor:
+        """Noise [C, T, H, W], drawn frame by frame."""
+        if item.latents is not None:
+            return item.latents.float()
+        channels, frames, *cells = self._noise_shape(request)
+        return torch.randn(frames, channels, *cells, generator=item.generator).transpose(0, 1)
+
     def _prepare(self, group: list[Sample], request: Request) -> None:
         super()._prepare(group, request)
         if request.video is None:
@@ -176,7 +196,8 @@ class Starts(Denoising):
             prompt = text_timeline(inversion.prompt, 'inversion.prompt')
             group = [replace(item, prompt=prompt) for item in group]
         exact = replace(request, options=replace(request.options, deep_cache=None))
-        predict = self._denoiser(group, exact, False)
+        course = Course(self._context(group, False, exact), False, None, len(group))
+        predict = self._denoiser(group, exact, course, False)
 
         def backwards(x: Tensor, frames: Tensor | None, timestep: Tensor, span: Span) -> Tensor:
             return predict(x, frames, timestep, (1 - span[1], 1 - span[0]))

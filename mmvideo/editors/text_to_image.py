@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mmvideo.editors.course import OnStep
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import COMMON
 from mmvideo.editors.request import make_samples
@@ -21,7 +22,7 @@ class TextToImage(LatentDiffusion):
 
     def infer(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -40,6 +41,12 @@ class TextToImage(LatentDiffusion):
         ip_adapter_masks: Any = None,
         ip_adapter_image_embeds: Any = None,
         clip_skip: int | None = None,
+        negative_clip_skip: int | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        on_step: OnStep | None = None,
         free_u: dict[str, Any] | bool | None = None,
         guidance_interval: Sequence[float] | None = None,
         deep_cache: dict[str, Any] | int | bool | None = None,
@@ -52,7 +59,15 @@ class TextToImage(LatentDiffusion):
         """
         call = dict(locals())
         samples = make_samples(
-            prompt, negative_prompt, num_videos_per_prompt, seed, generator, latents
+            prompt,
+            negative_prompt,
+            num_videos_per_prompt,
+            seed,
+            generator,
+            latents,
+            num_frames=1,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
         )
         size = self.default_size
         request = self._request(call, samples, height or size, width or size)

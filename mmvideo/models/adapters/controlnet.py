@@ -82,6 +82,7 @@ class ControlNet(nn.Module, Adapter):
             )
         with without_weights():
             self.net = ControlEncoder(**control_arguments(weights.config, self._norm_scope()))
+        self.net_config = dict(weights.config)  # as diffusers writes it
         load_into(self.net, weights.tensors, f'the {type(self).__name__} {self.path}', 'float32')
 
     def _norm_scope(self) -> NormScope:

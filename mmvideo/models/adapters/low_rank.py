@@ -189,6 +189,11 @@ def unmerge(layer: nn.Module) -> None:
     _refresh(layer, slot)
 
 
+def forget_original(layer: nn.Module) -> None:
+    """Let a merged weight stay; what was merged must be taken off before the layer runs."""
+    slot_of(layer).original = None
+
+
 def slot_of(layer: nn.Module) -> LowRankSlot:
     """The changes of a layer that has some."""
     slot = getattr(layer, _CHILD)

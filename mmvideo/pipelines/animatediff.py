@@ -1,0 +1,329 @@
+"""AnimateDiff's pipelines: text to video, video to video, and with controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmvideo.errors import InputError
+from mmvideo.pipelines.handles import controls_of
+from mmvideo.pipelines.text import KINDS, MotionPipeline
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class AnimateDiffPipeline(MotionPipeline):
+    """Text to video. Components: see ``MotionPipeline``."""
+
+    def __call__(
+        self,
+        prompt: Any = None,
+        num_frames: int = 16,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: Any = 7.5,
+        negative_prompt: Any = None,
+        num_videos_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        output_type: str = 'pil',
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ('latents',),
+        decode_chunk_size: int = 16,
+        **kwargs: Any,
+    ) -> Any:
+        """Make videos; docs/parameters.md has every argument.
+
+        Args:
+            kwargs: further arguments of ``AnimateDiff.infer``, such as ``windows``.
+
+        Returns:
+            ``VideoOutput``, or ``(frames,)``.
+        """
+        return self._animate(locals())
+
+
+class AnimateDiffControlNetPipeline(MotionPipeline):
+    """Text to video, led by a picture for every frame.
+
+    Components: see ``MotionPipeline``; and ``controlnet``, one or several.
+    """
+
+    kinds: ClassVar = KINDS | {'controlnet': 'ControlNetModel'}
+
+    def _controls(self, parts: Mapping[str, Any]) -> list[Any]:
+        return controls_of(parts['controlnet'])
+
+    @property
+    def controlnet(self) -> Any:
+        """The network, or a list of several."""
+        nets = list(self.editor.controls)
+        return nets[0] if len(nets) == 1 else nets
+
+    def _controlled(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The editor's arguments about controls."""
+        several = len(self.editor.controls) > 1
+        frames = given['conditioning_frames']
+        if frames is None:
+            raise InputError('conditioning_frames is missing: give a picture for every frame.')
+        return {
+            'control_videos': frames if several else [frames],
+            'control_scale': given['controlnet_conditioning_scale'],
+            'control_start': given['control_guidance_start'],
+            'control_end': given['control_guidance_end'],
+            'guess_mode': given['guess_mode'],
+        }
+
+    def __call__(
+        self,
+        prompt: Any = None,
+        num_frames: int = 16,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: Any = 7.5,
+        negative_prompt: Any = None,
+        num_videos_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        conditioning_frames: Any = None,
+        output_type: str = 'pil',
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        controlnet_conditioning_scale: Any = 1.0,
+        guess_mode: bool = False,
+        control_guidance_start: Any = 0.0,
+        control_guidance_end: Any = 1.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ('latents',),
+        decode_chunk_size: int = 16,
+        **kwargs: Any,
+    ) -> Any:
+        """Make videos, see ``AnimateDiffPipeline``.
+
+        Args:
+            conditioning_frames: a clip of ``num_frames`` pictures; one for each ControlNet.
+            kwargs: further arguments of ``AnimateDiff.infer``.
+        """
+        given = locals()
+        return self._animate(given, **self._controlled(given))
+
+
+class AnimateDiffSparseControlNetPipeline(MotionPipeline):
+    """Text to video, led by pictures on some frames.
+
+    Components: see ``MotionPipeline``; and ``controlnet``.
+    """
+
+    kinds: ClassVar = KINDS | {'controlnet': 'SparseControlNetModel'}
+
+    def _controls(self, parts: Mapping[str, Any]) -> list[Any]:
+        return controls_of(parts['controlnet'])
+
+    @property
+    def controlnet(self) -> Any:
+        """The network."""
+        return self.editor.controls[0]
+
+    def __call__(
+        self,
+        prompt: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 16,
+        num_inference_steps: int = 50,
+        guidance_scale: Any = 7.5,
+        negative_prompt: Any = None,
+        num_videos_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        conditioning_frames: Any = None,
+        output_type: str = 'pil',
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        controlnet_conditioning_scale: Any = 1.0,
+        controlnet_frame_indices: Sequence[int] = (0,),
+        guess_mode: bool = False,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ('latents',),
+        **kwargs: Any,
+    ) -> Any:
+        """Make videos, see ``AnimateDiffPipeline``.
+
+        Args:
+            conditioning_frames: a picture, or several.
+            controlnet_frame_indices: which frames they are.
+            kwargs: further arguments of ``AnimateDiff.infer``.
+        """
+        if conditioning_frames is None:
+            raise InputError('conditioning_frames is missing: give at least one picture.')
+        several = isinstance(conditioning_frames, (list, tuple)) or _is_batch(conditioning_frames)
+        return self._animate(
+            locals(),
+            control_videos=[conditioning_frames if several else [conditioning_frames]],
+            control_frames=[list(controlnet_frame_indices)],
+            control_scale=controlnet_conditioning_scale,
+            guess_mode=guess_mode,
+        )
+
+
+class AnimateDiffVideoToVideoPipeline(MotionPipeline):
+    """A video made anew, as much as ``strength`` says. Components: see ``MotionPipeline``."""
+
+    def _restyle(self, given: Mapping[str, Any], **changes: Any) -> Any:
+        clip = one_clip(given['video'], given['latents'])
+        steps, strength = given['num_inference_steps'], given['strength']
+        if given['enforce_inference_steps']:
+            if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+                raise InputError(f'strength={strength!r}: expected a number in (0, 1].')
+            # All of the asked steps are taken, of a schedule that is so much longer.
+            whole = int(steps / strength)
+            steps, strength = whole, min(1.0, (steps + 0.5) / whole)
+        return self._animate(
+            given,
+            video=clip,
+            video_length=len(clip),
+            num_inference_steps=steps,
+            strength=strength,
+            **changes,
+        )
+
+    def __call__(
+        self,
+        video: Any = None,
+        prompt: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        enforce_inference_steps: bool = False,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: Any = 7.5,
+        strength: float = 0.8,
+        negative_prompt: Any = None,
+        num_videos_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        output_type: str = 'pil',
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ('latents',),
+        decode_chunk_size: int = 16,
+        **kwargs: Any,
+    ) -> Any:
+        """Make videos, see ``AnimateDiffPipeline``.
+
+        Args:
+            video: a clip: pictures, an array [T, H, W, 3] or tensor [T, 3, H, W] in [0, 1], or a
+                path.
+            enforce_inference_steps: take ``num_inference_steps`` whatever the strength.
+            kwargs: further arguments of ``AnimateDiff.infer``.
+        """
+        return self._restyle(locals())
+
+
+class AnimateDiffVideoToVideoControlNetPipeline(
+    AnimateDiffVideoToVideoPipeline, AnimateDiffControlNetPipeline
+):
+    """A video made anew, led by a picture for every frame.
+
+    Components: see ``AnimateDiffControlNetPipeline``.
+    """
+
+    def __call__(  # type: ignore[override]
+        self,
+        video: Any = None,
+        prompt: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        enforce_inference_steps: bool = False,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: Any = 7.5,
+        strength: float = 0.8,
+        negative_prompt: Any = None,
+        num_videos_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        conditioning_frames: Any = None,
+        output_type: str = 'pil',
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        controlnet_conditioning_scale: Any = 1.0,
+        guess_mode: bool = False,
+        control_guidance_start: Any = 0.0,
+        control_guidance_end: Any = 1.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ('latents',),
+        decode_chunk_size: int = 16,
+        **kwargs: Any,
+    ) -> Any:
+        """Make videos, see ``AnimateDiffVideoToVideoPipeline``."""
+        given = locals()
+        return self._restyle(given, **self._controlled(given))
+
+
+def one_clip(video: Any, latents: Tensor | None) -> Any:
+    """The frames of a clip, as a list, array or tensor; also of a batch of one.
+
+    Raises:
+        InputError: no clip, or several.
+    """
+    if latents is not None:
+        raise InputError('latents: a video to start from is given as video, in pixels.')
+    if video is None:
+        raise InputError('video is missing: give the clip to start from.')
+    if isinstance(video, str):
+        from mmvideo.models.conditioning.clip import read_clip
+
+        return list(read_clip(video, None))
+    nested = isinstance(video, (list, tuple)) and len(video) > 0
+    batch = nested and (isinstance(video[0], (list, tuple)) or getattr(video[0], 'ndim', 0) == 4)
+    if batch or getattr(video, 'ndim', 0) == 5:
+        if len(video) != 1:
+            raise InputError(f'{len(video)} videos: a call takes one clip; call once for each.')
+        return video[0]
+    return list(video) if isinstance(video, tuple) else video
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, Tensor)) and value.ndim == 4
