@@ -38,6 +38,11 @@ class Windows:
         fusion: weight of a frame by its place in the window: ``'flat'``: the same. ``'pyramid'``:
             rising to the middle. ``'relative'``: rising from almost nothing, so the middle of a
             window decides. ``'overlap-linear'``: ramps over the overlap, else the same.
+        noise: of a clip that is longer than a window. ``'shuffle_context'``: that of the first
+            window, shuffled anew from window to window, see ``mmvideo.diffusion.free_noise``.
+            Windows that begin with different noise decide differently where things are, and no
+            overlap makes them agree. ``'repeat_context'``: the same without shuffling.
+            ``'random'``: each frame's own.
     """
 
     length: int = 16
@@ -45,6 +50,7 @@ class Windows:
     overlap: int | None = None
     stride: int = 1
     fusion: str = 'pyramid'
+    noise: str = 'shuffle_context'
 
     @property
     def shared(self) -> int:

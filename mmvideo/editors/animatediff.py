@@ -153,6 +153,8 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         clip = self._clip(video, video_length, height, width)
         if clip is not None:
             height, width = clip.shape[-2:]
+        height = self.default_size if height is None else height
+        width = self.default_size if width is None else width
         request = Request(
             samples=make_samples(
                 prompt,
@@ -164,8 +166,8 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
                 num_frames=video_length,
             ),
             num_frames=video_length,
-            height=height or self.default_size,
-            width=width or self.default_size,
+            height=height,
+            width=width,
             num_inference_steps=num_inference_steps,
             options=self._options(
                 video_length,
@@ -185,8 +187,8 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
             video=clip,
             controls=self._read_controls(
                 video_length,
-                height or self.default_size,
-                width or self.default_size,
+                height,
+                width,
                 control_videos=control_videos,
                 control_frames=control_frames,
                 control_scale=control_scale,

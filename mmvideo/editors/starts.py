@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmvideo.editors.checks import check_range
 from mmvideo.editors.denoising import Denoising, Schedule
 from mmvideo.editors.request import Request, Sample
 from mmvideo.errors import InputError
@@ -31,6 +32,7 @@ def read_strength(strength: Any, video: Any, picture: bool) -> Any:
     """
     if strength is None:
         return 1.0 if video is None else USUAL_STRENGTH
+    check_range('strength', strength, 0, 1, open_low=True)
     if video is None and not picture and strength != 1:
         raise InputError(f'strength={strength!r} without a video: give the clip to start from.')
     return strength

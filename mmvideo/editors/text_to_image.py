@@ -52,8 +52,8 @@ class TextToImage(LatentDiffusion):
                 prompt, negative_prompt, num_videos_per_prompt, seed, generator, latents
             ),
             num_frames=1,
-            height=height or self.default_size,
-            width=width or self.default_size,
+            height=self.default_size if height is None else height,
+            width=self.default_size if width is None else width,
             num_inference_steps=num_inference_steps,
             options=self._options(1, guidance_scale=guidance_scale, free_u=free_u),
             eta=eta,
