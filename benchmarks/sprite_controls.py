@@ -139,11 +139,13 @@ def windows(bench: Bench) -> list[Figure]:
     The pace is slow, the only one at which a sprite could stay inside the frame for so long.
     """
     from mmvideo.datasets.sprites import caption, parse_caption
-    from mmvideo.diffusion.windows import Windows
+    from mmvideo.editors.options import read_windows
     from mmvideo.evaluation import motion
     from mmvideo.evaluation.sprite_tracking import track
 
-    borders = motion.border_steps(Windows(**bench.windows).plan(LONG).frames, LONG)
+    chosen = read_windows(bench.windows)
+    assert chosen is not None
+    borders = motion.border_steps(chosen.plan(LONG).frames, LONG)
     right, ratios, rough = [], [], []
     for seed, scene in bench.scenes(pace='slow'):
         text = caption(scene)
