@@ -35,7 +35,7 @@ class Windows:
             the clip. ``'uniform'``: moved from step to step. ``'looped'``: also across the end into
             the beginning, which closes the clip to a loop. ``'batched'``: one after the other,
             without overlap, the last one shorter.
-        overlap: frames that neighbours share, below ``length``; None is half of it.
+        overlap: frames that neighbours share, below ``length``; None is a quarter of it.
         stride: how many spacings there are: 1 has windows of adjacent frames, 2 also of every
             second frame, 3 also of every fourth ... as far as the clip reaches. Only for
             ``'uniform'`` and ``'looped'``.
@@ -61,7 +61,7 @@ class Windows:
         """Frames that neighbours share."""
         if self.schedule == 'batched':
             return 0
-        return self.length // 2 if self.overlap is None else self.overlap
+        return self.length // 4 if self.overlap is None else self.overlap
 
     def plan(self, num_frames: int, step: int = 0) -> WindowPlan:
         """The windows of one step; together they cover every frame."""

@@ -65,7 +65,7 @@ def test_windows_from_the_command_line() -> None:
     given = [windows, 'infer.guidance_scale={0: 4, 9: 1}']
     inferencer = VideoInferencer(CONFIG, device='cpu', cfg_options=parse_cfg_options(given))
     plan = inferencer.plan(out=False, video_length=10)
-    assert plan.windows[0].startswith('windows: uniform, 3 of 6 frames over 10, overlap 3')
+    assert plan.windows[0].startswith('windows: uniform, 2 of 6 frames over 10, overlap 1')
     assert plan.guidance_scale == 4
     with pytest.raises(InputError, match="windows.schedule='unifrom'.*Did you mean 'uniform'"):
         inferencer.plan(out=False, video_length=10, windows=dict(schedule='unifrom'))
