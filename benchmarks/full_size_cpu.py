@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmvideo.apis.cli import Parser
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / 'results'
 EXAMPLES = """
@@ -34,9 +36,7 @@ ADAPTERS = {'animatediff': 'motion_adapter', 'pia': 'pia'}
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('weights', type=Path, help='a folder of tools/make_random_weights.py')
     parser.add_argument('--families', nargs='+', choices=CONFIGS, default=list(CONFIGS))
     parser.add_argument('--libraries', nargs='+', choices=('mmvideo', 'diffusers'),

@@ -26,6 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mmvideo.apis.cli import Parser
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / 'results'
 EXAMPLES = """
@@ -46,9 +48,7 @@ UNIT = 1 if sys.platform == 'darwin' else 1024
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('--small', action='store_true', help='the same files, a hundredth as large')
     parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mmvideo.apis.cli import Parser
+
 RESULTS = Path(__file__).parent / 'results'
 EXAMPLES = """
 examples:
@@ -35,9 +37,7 @@ TOKENS = 77
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES))
     parser.add_argument('--size', type=int, default=512, help='pixels of a side, for sd15')
     parser.add_argument('--frames', type=int, default=16)

@@ -85,7 +85,7 @@ PART_NAMES = {
 # A part that an editor fills from a checkpoint, whatever the part's own constructor takes.
 SOURCE_KEYS = ('from_pretrained', 'subfolder', 'variant', 'revision', 'dtype')
 FILLED_PARTS = ('unet', 'motion_module', 'condition_module', 'vae', 'text_encoder', 'image_encoder')
-EXTRA_KEYS = {'unet': ('ema',)}
+EXTRA_KEYS = {'unet': ('ema', 'image_weights')}
 # Arguments that the component around a part supplies.
 GIVEN_TO_PARTS = {
     'motion_module': ('channels',),

@@ -14,6 +14,9 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,3 +42,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     except (AttributeError, ValueError):  # not a POSIX system
         memory = MOST_WORKERS * GIBIBYTES_A_WORKER
     return max(1, min(cores or 1, int(memory / GIBIBYTES_A_WORKER), MOST_WORKERS))
+
+
+@pytest.fixture(scope='session')
+def live_bytes() -> type:
+    """``LiveBytes``, a count of the tensors that are alive."""
+    path = Path(__file__).with_name('live_bytes.py')
+    spec = importlib.util.spec_from_file_location('live_bytes', path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.LiveBytes

@@ -146,3 +146,58 @@ def test_no_path_of_one_machine() -> None:
         if path != Path(__file__):
             found = pattern.search(path.read_text(encoding='utf-8'))
             assert not found, f'{path}: {found and found.group()}'
+
+
+def test_nothing_is_written_twice() -> None:
+    """No two functions of more than a few lines are the same but for their names."""
+    found: dict[str, str] = {}
+    for path in shipped():
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.FunctionDef) and _size(node) >= 60:
+                where = f'{path.relative_to(ROOT)}: {node.name}'
+                assert found.setdefault(_without_names(node), where) == where
+
+
+def _size(node: ast.FunctionDef) -> int:
+    return sum(1 for _ in ast.walk(node))
+
+
+def _without_names(node: ast.FunctionDef) -> str:
+    """What a function does, whatever it calls its variables, without what it says of itself."""
+    names: dict[str, str] = {}
+    said = ast.get_docstring(node, clean=False) is not None
+    for inner in ast.walk(node):
+        for field in ('id', 'arg'):
+            if isinstance(inner, ast.Name | ast.arg) and hasattr(inner, field):
+                name = getattr(inner, field)
+                setattr(inner, field, names.setdefault(name, f'name{len(names)}'))
+        if isinstance(inner, ast.arg):
+            inner.annotation = None
+    return ''.join(ast.dump(statement) for statement in node.body[said:])
+
+
+def test_no_layer_of_the_models_is_defined_twice() -> None:
+    """Class names are unique, and no two classes make the same parts under the same names."""
+    names: dict[str, Path] = {}
+    structures: dict[frozenset[str], str] = {}
+    for path in sorted((ROOT / 'mmvideo' / 'models').rglob('*.py')):
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            assert names.setdefault(node.name, path) == path, node.name
+            parts = frozenset(_parts(node))
+            if len(parts) > 1:
+                assert structures.setdefault(parts, node.name) == node.name
+    assert len(names) > 60 and len(structures) > 15
+
+
+def _parts(node: ast.ClassDef) -> list[str]:
+    """Names and calls of what a constructor assigns to ``self``."""
+    built = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == '__init__']
+    assigned = [a for f in built for a in ast.walk(f) if isinstance(a, ast.Assign)]
+    return [
+        f'{target.attr}={ast.unparse(a.value.func)}'
+        for a in assigned
+        for target in a.targets
+        if isinstance(target, ast.Attribute) and isinstance(a.value, ast.Call)
+    ]

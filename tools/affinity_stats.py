@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
+
+from mmvideo.apis.cli import Parser, count, json_file, run_tool
 
 EXAMPLES = """
 examples:
@@ -27,41 +27,20 @@ afterwards, in the config:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='a config file with a train_dataloader')
     parser.add_argument(
-        '--clips', type=int, default=2000, metavar='N',
+        '--clips', type=count, default=2000, metavar='N',
         help='clips to measure, spread over the data set; default 2000, or all if there are fewer',
     )  # fmt: skip
     parser.add_argument('--out', metavar='FILE.json', help='where to write the statistics')
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-        help='override settings of the config',
-    )  # fmt: skip
+    parser.add_cfg_options()
     return parser.parse_args()
-
-
-def main() -> int:
-    """Measure; exit code 2 for bad input, 130 when interrupted."""
-    args = parse_args()
-    from mmvideo.errors import UserError
-
-    try:
-        run(args)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: nothing was written', file=sys.stderr)
-        return 130
-    return 0
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print and write."""
-    out = check_arguments(args)
+    out = json_file(args.out)
     from mmvideo.checkpoints.files import write_text
     from mmvideo.config import load_config, parse_cfg_options
 
@@ -72,22 +51,6 @@ def run(args: argparse.Namespace) -> None:
     if out:
         write_text(out, statistics.to_json())
         print(f'written to {out}')
-
-
-def check_arguments(args: argparse.Namespace) -> Path | None:
-    """The path of the result, after everything that needs no config was checked."""
-    from mmvideo.errors import InputError
-
-    if args.clips < 1:
-        raise InputError(f'--clips {args.clips}: expected at least 1.')
-    if not args.out:
-        return None
-    out = Path(args.out)
-    if out.suffix != '.json':
-        raise InputError(f'--out {out}: expected a name that ends in .json.')
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise InputError(f'--out {out}: {out.parent} is no folder that can be written to.')
-    return out
 
 
 def clips_config(cfg: Any, path: str) -> dict:
@@ -154,6 +117,11 @@ def report(statistics: Any) -> str:
     ranges = zip(statistics.minimum, statistics.maximum, strict=True)
     lines += [f'{offset:6d} {low:9.4f} {high:9.4f}' for offset, (low, high) in enumerate(ranges)]
     return '\n'.join(lines)
+
+
+def main() -> int:
+    """The exit code, see ``run_tool``."""
+    return run_tool(run, parse_args(), interrupted='nothing was written')
 
 
 if __name__ == '__main__':

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mmvideo.apis.cli import Parser, run_tool
+
 EXAMPLES = """
 examples:
   python tools/convert.py mm_sd_v15_v2.ckpt adapter/              a MotionAdapter of diffusers
@@ -24,9 +26,7 @@ kohya_ldm, peft, safetensors (the same names); default: diffusers, or back to or
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add('source', help='a file, folder, hub id or catalog://NAME')
     add('destination', help='a .safetensors file, or a folder where the layout is one')
@@ -62,19 +62,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Exit code 0 when all is done, 2 for bad input, 130 when interrupted."""
-    args = parse_args()
-    from mmvideo.errors import UserError
-
-    try:
-        run(args)
-    except UserError as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: nothing was written', file=sys.stderr)
-        return 130
-    return 0
+    """The exit code, see ``run_tool``."""
+    return run_tool(run, parse_args(), interrupted='nothing was written')
 
 
 if __name__ == '__main__':

@@ -7,6 +7,8 @@ import argparse
 import os
 import sys
 
+from mmvideo.apis.cli import Parser, run_tool
+
 EXAMPLES = """
 examples:
   python tools/download.py --list                       every name, its licence and size
@@ -20,9 +22,7 @@ examples:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add('name', nargs='?', help='a name of the catalogue, or a hub id as owner/name')
     add('file', nargs='?', help='one file of the repository; default: those that are read')
@@ -75,19 +75,9 @@ def _say(line: str) -> None:
 
 
 def main() -> int:
-    """Exit code 0 when all is done, 2 for bad input or a failed download, 130 if interrupted."""
-    args = parse_args()
-    from mmvideo.errors import UserError
-
-    try:
-        run(args)
-    except UserError as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: what has arrived is kept, the same command goes on', file=sys.stderr)
-        return 130
-    return 0
+    """The exit code, see ``run_tool``."""
+    kept = 'what has arrived is kept, the same command goes on'
+    return run_tool(run, parse_args(), interrupted=kept)
 
 
 if __name__ == '__main__':

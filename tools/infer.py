@@ -9,7 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from mmvideo.apis.cli import Parser, count, run_tool
+
+if TYPE_CHECKING:
+    from mmvideo.apis.inferencer import VideoInferencer
+    from mmvideo.apis.memory import Switches
 
 EXAMPLES = """
 examples:
@@ -21,23 +27,19 @@ examples:
   python tools/infer.py CONFIG --ip-adapter models/ip-adapter_sd15.safetensors:0.6 \\
       --ip-adapter-image face.png
   python tools/infer.py CONFIG --video dance.mp4 --video-start 24 --strength 0.6
+  python tools/infer.py CONFIG --video dance.mp4 --inversion ddim --inversion-steps 50 \\
+      --inversion-prompt "a man dancing" --prompt "a robot dancing"
   python tools/infer.py CONFIG --control control_v11p_sd15_openpose.pth:0.8 --control-video poses/
   python tools/infer.py CONFIG --sparse-control v3_sd15_sparsectrl_scribble.ckpt \\
       --control-video sketch.png
+  python tools/infer.py configs/svd/svd.py --image lake.png --motion-bucket-id 180 --fps 10
   python tools/infer.py CONFIG --num-frames 64 --windows 16 --dry-run
+  python tools/infer.py CONFIG --max-memory 6GiB
+  python tools/infer.py CONFIG --offload model --vae-tiling 256 --decode-chunk 4
   python tools/infer.py CONFIG --prompt "$(printf '0: a lake in spring\\n8: a lake in winter')"
   python tools/infer.py outputs/pia_sprites.mp4                  the same frames again
   python tools/infer.py outputs/pia_sprites.mp4 --seed 7         its settings, another seed
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message without the usage; leave with 2."""
-        print(f'error: {message} (see --help)', file=sys.stderr)
-        sys.exit(2)
 
 
 def seed(text: str) -> int:
@@ -48,17 +50,6 @@ def seed(text: str) -> int:
         value = -1
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f'{text!r}: expected an integer from 0 to 2^63 - 1')
-    return value
-
-
-def count(text: str) -> int:
-    """A number of frames, steps or pixels."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r}: expected an integer of at least 1')
     return value
 
 
@@ -92,9 +83,7 @@ def adapter(kind: str) -> Callable[[str], dict[str, Any]]:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='a config, a model name, or a video with its recipe inside')
     what = parser.add_argument_group('what to make (default: what the config says)')
     add = what.add_argument
@@ -105,6 +94,10 @@ def parse_args() -> argparse.Namespace:
     add('--video', metavar='PATH', help='a clip, or a folder of frames, to start from')
     add('--video-start', type=int, metavar='N', help='which frame of it is the first')
     add('--video-stride', type=count, metavar='N', help='take every Nth frame of it')
+    add('--inversion', metavar='TYPE',
+        help='ddim: start from the noise that the clip would have come from')  # fmt: skip
+    add('--inversion-steps', type=count, metavar='N', help='steps of the way back to it')
+    add('--inversion-prompt', metavar='TEXT', help='what the clip shows; default: the prompt')
     add('--control-video', nargs='+', metavar='PATH',
         help='what each control sees: a clip, a folder of frames or a picture')  # fmt: skip
     add('--control-frames', nargs='+', type=int, metavar='N',
@@ -115,6 +108,10 @@ def parse_args() -> argparse.Namespace:
         help='make a longer video than the model sees, in windows of N frames')  # fmt: skip
     add('--steps', type=count, metavar='N', help='steps of the scheduler')
     add('--guidance-scale', type=float, metavar='X', help='1 is without guidance')
+    add('--guidance-interval', nargs=2, type=float, metavar='X',
+        help='guidance only between these shares of the steps, such as 0.0 0.8')  # fmt: skip
+    add('--deep-cache', type=count, metavar='N',
+        help='run the whole denoiser in every Nth step only, an approximation')  # fmt: skip
     add('--motion-scale', nargs='+', type=motion_scale, metavar='K',
         help='amount of motion: 0 to 8, a name such as fit-loop-small, or affinities')  # fmt: skip
     add('--condition-frame', nargs='+', type=int, metavar='N',
@@ -125,6 +122,14 @@ def parse_args() -> argparse.Namespace:
         metavar='X',
         help='1 starts from noise, less from the picture or --video',
     )
+    add('--motion-bucket-id', type=float, metavar='N',
+        help='amount of motion, 0 to 255 (Stable Video Diffusion)')  # fmt: skip
+    add('--noise-aug-strength', type=float, metavar='X',
+        help='noise on the picture: more is less like it (the same)')  # fmt: skip
+    add('--min-guidance-scale', type=float, metavar='X', help='of the first frame (the same)')
+    add('--max-guidance-scale', type=float, metavar='X', help='of the last frame (the same)')
+    add('--target-fps', type=int, metavar='N',
+        help='frames a second that the model is told, not the file (I2VGen-XL)')  # fmt: skip
     add('--clip-skip', type=int, metavar='N', help='layers of the text encoder to leave out')
     add('--height', type=count, metavar='H', help='pixels')
     add('--width', type=count, metavar='W', help='pixels')
@@ -132,6 +137,14 @@ def parse_args() -> argparse.Namespace:
     add = how.add_argument
     add('--device', metavar='D', help='cpu, cuda, cuda:1, mps; default: a GPU if there is one')
     add('--dtype', metavar='T', help='float32, bfloat16 or float16')
+    add('--offload', choices=('model', 'group', 'sequential'),
+        help='weights wait in main memory; a part, stage or layer at a time comes')  # fmt: skip
+    add('--vae-tiling', nargs='?', type=count, const=True, metavar='PIXELS',
+        help='large pictures go through the VAE in tiles of this size')  # fmt: skip
+    add('--vae-slicing', action='store_true', help='and one after the other')
+    add('--max-memory', metavar='SIZE',
+        help='choose these so that it should suffice, such as 6GiB; see doctor.py')  # fmt: skip
+    add('--decode-chunk', type=count, metavar='N', help='frames that are decoded at once')
     add('--lora', action='append', type=adapter('LoRA'), default=[], metavar='FILE[:SCALE]',
         help='a LoRA for this call; repeat it for more')  # fmt: skip
     add('--ip-adapter', action='append', type=adapter('IPAdapter'), default=[],
@@ -146,8 +159,7 @@ def parse_args() -> argparse.Namespace:
         metavar='FILE[:SCALE]', help='likewise a SparseCtrl, after those of --control')  # fmt: skip
     add('--fps', type=float, metavar='N', help='frames a second of the file')
     add('--out', metavar='PATH', help='an mp4, gif, webp or png to write, or a folder')
-    add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-        help='override settings of the config, such as model.scheduler.beta_end=0.02')  # fmt: skip
+    parser.add_cfg_options(how)
     add('--allow-other-weights', action='store_true',
         help='make a recipe again although the weight files have changed')  # fmt: skip
     add('--dry-run', action='store_true', help='say what would be done; read no weights')
@@ -165,6 +177,7 @@ def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
         'negative_prompt': args.negative_prompt,
         'image': args.image,
         'video': given_clip(args),
+        'inversion': given_inversion(args),
         'control_videos': args.control_video,
         'control_frames': [*[None] * (controls - 1), places] if places else None,
         'seed': args.seed,
@@ -172,11 +185,19 @@ def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
         'windows': args.windows,
         'num_inference_steps': args.steps,
         'guidance_scale': args.guidance_scale,
+        'guidance_interval': args.guidance_interval,
+        'deep_cache': args.deep_cache,
         'motion_scale': scale[0] if scale and len(scale) == 1 else scale,
         'condition_frame': frames[0] if frames and len(frames) == 1 else frames,
         'strength': args.strength,
+        'motion_bucket_id': args.motion_bucket_id,
+        'noise_aug_strength': args.noise_aug_strength,
+        'min_guidance_scale': args.min_guidance_scale,
+        'max_guidance_scale': args.max_guidance_scale,
+        'target_fps': args.target_fps,
         'clip_skip': args.clip_skip,
         'ip_adapter_image': args.ip_adapter_image,
+        'decode_chunk_size': args.decode_chunk,
         'height': args.height,
         'width': args.width,
     }
@@ -192,6 +213,30 @@ def given_clip(args: argparse.Namespace) -> Any:
 
         raise InputError('--video-start and --video-stride are about a clip: give it with --video')
     return dict(clip=args.video, **said) if said else args.video
+
+
+def memory_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the model that the command line's flags about memory stand for."""
+    options: dict[str, Any] = {}
+    if args.offload:
+        options['model.offload'] = args.offload
+    if args.vae_tiling:
+        whole = args.vae_tiling is True
+        options['model.vae_tiling'] = True if whole else dict(tile=args.vae_tiling)
+    if args.vae_slicing:
+        options['model.vae_slicing'] = True
+    return options
+
+
+def given_inversion(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The settings of the inversion that the command line asks for."""
+    values = {
+        'type': args.inversion,
+        'num_inference_steps': args.inversion_steps,
+        'prompt': args.inversion_prompt,
+    }
+    said = {name: value for name, value in values.items() if value is not None}
+    return said or None
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -210,22 +255,59 @@ def check_files(args: argparse.Namespace) -> None:
             raise InputError(f'{clip}: there is no such clip.{nearest(path.name, names)}')
 
 
-def run(args: argparse.Namespace) -> None:
-    """Make the videos and say where they are."""
-    check_files(args)
+def open_inferencer(
+    args: argparse.Namespace, options: dict[str, Any], dtype: str | None
+) -> VideoInferencer:
+    """The inferencer of a command line, with more options of the config; reads no weights."""
     from mmvideo.apis.inferencer import VideoInferencer
     from mmvideo.config import parse_cfg_options
 
-    inferencer = VideoInferencer(
+    given = {**parse_cfg_options(args.cfg_options), **memory_options(args)}
+    return VideoInferencer(
         args.config,
         device=args.device,
-        dtype=args.dtype,
-        cfg_options=parse_cfg_options(args.cfg_options),
+        dtype=dtype,
+        cfg_options={**given, **options},
         allow_other_weights=args.allow_other_weights,
         adapters=[*args.lora, *args.motion_lora, *args.ip_adapter],
         controls=[*args.control, *args.sparse_control],
     )
+
+
+def fitting(
+    inferencer: VideoInferencer, args: argparse.Namespace, arguments: dict[str, Any]
+) -> Switches:
+    """The cheapest switches with which the call should need at most ``--max-memory``."""
+    from mmvideo.apis.memory import cheapest, read_size, rows
+    from mmvideo.apis.progress import size
+    from mmvideo.errors import InputError
+
+    limit = read_size(args.max_memory)
+    table = rows(inferencer.plan(args.out, args.fps, **arguments))
+    row = cheapest(table, limit)
+    if row is None:
+        least = min(table, key=lambda row: row.needed)
+        with_what = f' with {least.switches.flags}' if least.switches.flags else ''
+        raise InputError(
+            f'--max-memory {args.max_memory}: the least that this call should need is '
+            f'{size(least.needed)}{with_what}. Take a smaller --height and --width, or --windows.'
+        )
+    if not args.quiet:
+        flags = row.switches.flags or 'no switches'
+        print(f'{flags}: about {size(row.needed)}', file=sys.stderr)
+    return row.switches
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the videos and say where they are."""
+    check_files(args)
+    inferencer = open_inferencer(args, {}, args.dtype)
     arguments = given_arguments(args)
+    if args.max_memory is not None:
+        switches = fitting(inferencer, args, arguments)
+        inferencer = open_inferencer(args, switches.options, switches.dtype or args.dtype)
+        if switches.chunk is not None:
+            arguments['decode_chunk_size'] = switches.chunk
     if args.dry_run:
         print('\n'.join(inferencer.plan(args.out, args.fps, **arguments).lines()))
         return
@@ -240,23 +322,19 @@ def run(args: argparse.Namespace) -> None:
             spent = duration(time.monotonic() - start)
             print(f'{path}: {size(path.stat().st_size)} after {spent}', flush=True)
 
-    inferencer(args.out, args.fps, progress=not args.quiet, on_file=report, **arguments)
+    inferencer(
+        args.out,
+        args.fps,
+        progress=not args.quiet,
+        on_file=report,
+        return_samples=False,
+        **arguments,
+    )
 
 
 def main() -> int:
-    """Exit code 0 when all is done, 2 for bad input, 130 when interrupted."""
-    args = parse_args()
-    from mmvideo.errors import UserError
-
-    try:
-        run(args)
-    except UserError as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: the video in the making was not written', file=sys.stderr)
-        return 130
-    return 0
+    """The exit code, see ``run_tool``."""
+    return run_tool(run, parse_args(), interrupted='the video in the making was not written')
 
 
 if __name__ == '__main__':

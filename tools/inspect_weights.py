@@ -7,6 +7,8 @@ import argparse
 import json
 import sys
 
+from mmvideo.apis.cli import Parser, run_tool
+
 EXAMPLES = """
 examples:
   python tools/inspect_weights.py mm_sd_v15_v2.ckpt
@@ -19,9 +21,7 @@ examples:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add('source', help='a file, folder, hub id or catalog://NAME')
     add('--json', action='store_true', help='as JSON, for programs')
@@ -40,19 +40,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Exit code 0 when all is done, 2 for bad input, 130 when interrupted."""
-    args = parse_args()
-    from mmvideo.errors import UserError
-
-    try:
-        run(args)
-    except UserError as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 130
-    return 0
+    """The exit code, see ``run_tool``."""
+    return run_tool(run, parse_args(), interrupted='nothing was written')
 
 
 if __name__ == '__main__':

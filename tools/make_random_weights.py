@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mmvideo.apis.cli import Parser, run_tool
+
 EXAMPLES = """
 examples:
   python tools/make_random_weights.py /tmp/random                    6 GB, float16
@@ -36,9 +38,7 @@ SMALL = dict(widths=(32, 64), sample=8, text=32, heads=4, groups=8, layers=1)
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('out', metavar='OUT', type=Path, help='a folder, new or empty')
     parser.add_argument('--family', choices=('sd15',), default='sd15', help='base model')
     parser.add_argument('--dtype', choices=('float16', 'float32'), default='float16')
@@ -208,22 +208,21 @@ def write_all(out: Path, dtype: str, seed: int, small: bool) -> None:
     write_rest(out / 'sd15')
 
 
-def main() -> int:
-    """Exit code 0 when all is written, 2 for bad input."""
-    args = parse_args()
-    from mmvideo.errors import InputError, UserError
+def run(args: argparse.Namespace) -> None:
+    """Write, where nothing is yet."""
+    from mmvideo.errors import InputError
 
     try:
         if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
             raise InputError(f'{args.out} is not empty: name a new folder')
         write_all(args.out, args.dtype, args.seed, args.small)
-    except UserError as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f'error: {args.out}: {error.strerror}', file=sys.stderr)
-        return 2
-    return 0
+        raise InputError(f'{args.out}: {error.strerror}') from error
+
+
+def main() -> int:
+    """The exit code, see ``run_tool``."""
+    return run_tool(run, parse_args(), interrupted='the part in the making was not written')
 
 
 if __name__ == '__main__':

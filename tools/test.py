@@ -6,53 +6,59 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mmvideo.apis.cli import Parser, count, run_tool
+
 EXAMPLES = """
 examples:
   python tools/test.py configs/sprites/animatediff_sprites.py
   python tools/test.py configs/sprites/pia_sprites.py --out pia.json
-  python tools/test.py CONFIG --cfg-options test_dataloader.dataset.length=20
+  python tools/test.py configs/sprites/pia_sprites.py --dtype bfloat16 --limit 48
+  python tools/test.py CONFIG --checkpoint work_dirs/NAME/iter_2000
+  python tools/test.py CONFIG --cfg-options model.predict.num_inference_steps=15
 """
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='a config file with a test_dataloader and test_evaluator')
     parser.add_argument('--work-dir', help='where logs go; default work_dirs/NAME-OF-CONFIG')
     parser.add_argument('--checkpoint', help='a training checkpoint (iter_N) to test')
-    parser.add_argument('--out', help='also write the figures to this JSON file')
     parser.add_argument(
-        '--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none',
-        help='how the processes of a distributed job were started',
-    )  # fmt: skip
+        '--out', metavar='FILE.json', help='write the figures there too; figures.json is in the log'
+    )
     parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-        help='override settings of the config',
+        '--dtype', choices=('float32', 'bfloat16'), default='float32',
+        help='precision of the whole model, as in tools/infer.py',
     )  # fmt: skip
+    parser.add_argument('--limit', type=count, metavar='N', help='test the first N clips only')
+    parser.add_launcher()
+    parser.add_cfg_options()
     return parser.parse_args()
 
 
-def main() -> int:
-    """Test; exit code 2 for bad input, 130 when interrupted."""
-    args = parse_args()
+def run(args: argparse.Namespace) -> None:
+    """Measure, and print the figures."""
     from mmvideo.apis.train import test
-    from mmvideo.errors import UserError
 
-    try:
-        figures = test(
-            args.config, args.work_dir, args.checkpoint, args.launcher, args.cfg_options, args.out
-        )
-    except UserError as error:
-        print('error:', ' '.join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 130
+    figures = test(
+        args.config,
+        args.work_dir,
+        args.checkpoint,
+        args.launcher,
+        args.cfg_options,
+        out=args.out,
+        dtype=args.dtype,
+        limit=args.limit,
+        progress=True,
+    )
     for name, value in figures.items():
         print(f'{name}: {value:.2f}')
-    return 0
+
+
+def main() -> int:
+    """The exit code, see ``run_tool``."""
+    return run_tool(run, parse_args(), interrupted='no figures were written')
 
 
 if __name__ == '__main__':

@@ -1,10 +1,13 @@
 #!/usr/bin/env python
-"""Train the whole sprite family: VAE, text to image, motion modules, PIA, personalised model."""
+"""Train the whole sprite family: VAE, text to image, motion modules, PIA, personalised model,
+Stable Video Diffusion, I2VGen-XL."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+
+from mmvideo.apis.cli import Parser, run_tool
 
 EXAMPLES = """
 Every stage reads what the stages before it exported. A stage that is done is skipped and one that
@@ -16,14 +19,24 @@ examples:
   python tools/infer.py configs/sprites/pia_sprites.py --cfg-options \\
       model.motion_module.from_pretrained=work_dirs/sprites/weights
 """
-STAGES = ('vae', 't2i_near', 't2i', 'animatediff_centred', 'animatediff', 'pia', 'neon')
+STAGES = (
+    'vae',
+    't2i_near',
+    't2i',
+    'animatediff_centred',
+    'animatediff',
+    'pia_still',
+    'pia',
+    'neon',
+    'svd_vae',
+    'svd',
+    'i2vgen-xl',
+)
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument(
         '--out', default='work_dirs/sprites/weights', help='folder for the finished weights'
     )
@@ -40,21 +53,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    """Train; exit code 2 for bad input, 130 when interrupted."""
-    args = parse_args()
+def run(args: argparse.Namespace) -> None:
+    """Train."""
     from mmvideo.apis.sprites import train_family
-    from mmvideo.errors import UserError
 
-    try:
-        train_family(args.out, args.work_dir, args.stages, args.steps_scale)
-    except UserError as error:
-        print('error:', ' '.join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: the same command continues', file=sys.stderr)
-        return 130
-    return 0
+    train_family(args.out, args.work_dir, args.stages, args.steps_scale)
+
+
+def main() -> int:
+    """The exit code, see ``run_tool``."""
+    return run_tool(run, parse_args(), interrupted='the same command continues')
 
 
 if __name__ == '__main__':

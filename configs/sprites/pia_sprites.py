@@ -27,11 +27,18 @@ infer = dict(
     fps=8,
     formats=['mp4', 'gif'],
 )
-# tools/test.py: captions of combinations that training never saw.
+# tools/test.py: captions of combinations that training never saw. All of them ask for motion, as
+# motion_scale does: together with it, a caption of a sprite that stands still says two things.
 test_dataloader = dict(
     batch_size=4,
     num_workers=0,
-    dataset=dict(type='SpriteWorld', split='held_out', length=200, num_frames=16),
+    dataset=dict(
+        type='SpriteWorld',
+        split='held_out',
+        length=200,
+        num_frames=16,
+        paces=('slow', 'steady', 'fast'),
+    ),
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
 )

@@ -1,4 +1,4 @@
-# Stage 6: the condition channels and the motion modules learn to animate a given picture.
+# Stage 7: the condition channels and the motion modules learn to animate a given picture.
 _base_ = ['pia_sprites.py', '../_base_/train.py']
 
 # Largest score of a frame by its distance from the condition frame, over 1500 clips.
@@ -21,12 +21,13 @@ affinity_maximum = [
     37.007,
 ]
 model = dict(
-    motion_module=dict(subfolder='motion_adapter'),
+    motion_module=dict(subfolder='pia'),
     # Measured by: python tools/affinity_stats.py configs/sprites/train_pia_sprites.py --clips 1500
     condition_module=dict(
         condition_dropout=0.1,
         statistics=dict(minimum=[0.0] * 16, maximum=affinity_maximum),
     ),
+    condition_loss_weight=4.0,
     trainable=['motion_modules', r'^unet\.conv_in'],
 )
 train_dataloader = dict(

@@ -12,13 +12,14 @@ import torch
 from mmengine import Config
 
 from mmvideo.apis.devices import dtype_name, pick_device, pick_dtype
+from mmvideo.apis.film import Film, make_film, write_film
 from mmvideo.apis.image_prompts import find_prompts, pack_prompts, unpacked_prompts
 from mmvideo.apis.images import check_entry, find_image, pack_images, unpacked
-from mmvideo.apis.jobs import Job, frames_of, make_jobs, merge_arguments
+from mmvideo.apis.jobs import Job, make_jobs, merge_arguments
 from mmvideo.apis.progress import Progress
 from mmvideo.apis.targets import Target, choose_fps, choose_targets
 from mmvideo.apis.zoo import find_config
-from mmvideo.errors import ConfigError, InputError
+from mmvideo.errors import ConfigError
 from mmvideo.media.recipe import (
     MEDIA,
     check_weights,
@@ -27,7 +28,7 @@ from mmvideo.media.recipe import (
     versions,
     weight_entries,
 )
-from mmvideo.media.writers import safe_stem, to_frames, write_video
+from mmvideo.media.writers import safe_stem
 from mmvideo.registry import MODELS
 from mmvideo.utils import set_default_scope
 
@@ -161,7 +162,7 @@ class VideoInferencer:
         jobs = [self._completed(job) for job in make_jobs(pack_prompts(merged))]
         targets: list[list[Target]] = [[] for _ in jobs]
         if out is not False:
-            single = frames_of(jobs[0].arguments) == 1
+            single = jobs[0].arguments.get('video_length', 1) == 1
             named = None if isinstance(out, bool) else out
             suffixes = [job.suffix for job in jobs]
             targets = choose_targets(named, self.name, self.defaults, suffixes, single)
@@ -200,8 +201,15 @@ class VideoInferencer:
                 kept = [i for i, path in enumerate(self._weight_paths) if path not in added]
                 paths = [self._weight_paths[i] for i in kept]
                 check_weights(self.recipe['weights'], [weights[i] for i in kept], paths)
-            self._editor = editor.to(device=self.device, dtype=self.dtype).eval()
+            self._editor = self._placed(editor.eval())
         return self._editor
+
+    def _placed(self, editor: Any) -> Any:
+        mode = getattr(editor, 'offload_mode', None)
+        if mode is None:
+            return editor.to(device=self.device, dtype=self.dtype)
+        editor.to(dtype=self.dtype).offload(mode, self.device)
+        return editor
 
     def _note_weights(self, editor: Any) -> list[dict[str, Any]]:
         """Entries of the recipe for the files that the editor was made of; hashed once."""
@@ -216,9 +224,10 @@ class VideoInferencer:
         fps: float | None = None,
         progress: bool = True,
         on_file: Callable[[Path], None] | None = None,
+        return_samples: bool = True,
         **arguments: Any,
     ) -> dict[str, Any]:
-        """Make the videos.
+        """Make the videos; each is decoded in parts, straight into its files.
 
         Args:
             out: a file (replaced if it exists), a folder, None for the config's own place, where
@@ -226,6 +235,7 @@ class VideoInferencer:
             fps: frames a second of the files.
             progress: show it on stderr.
             on_file: called with each file as soon as it is complete.
+            return_samples: False keeps no video in memory; ``samples`` is then None.
             **arguments: of the editor's ``infer``. Lists of prompts, images and seeds make
                 several videos, see ``mmvideo.apis.jobs.make_jobs``.
 
@@ -243,22 +253,24 @@ class VideoInferencer:
         with Progress(len(work.jobs), steps, enabled=progress) as bar:
             for job, targets in zip(work.jobs, work.targets, strict=True):
                 bar.next_clip()
-                sample, recipe = self._make(editor, job, work.fps, bar.callback)
-                samples.append(sample)
+                film, recipe = self._make(editor, job, work.fps, bar.callback)
                 recipes.append(recipe)
-                for target in targets:
-                    paths.append(_write(target, sample, work.fps, recipe))
-                    if on_file is not None:
-                        on_file(paths[-1])
-        same = len({sample.shape for sample in samples}) == 1
-        together = torch.cat([s.unsqueeze(0) for s in samples]) if same else samples
+                kept: list[torch.Tensor] | None = [] if return_samples else None
+                with self._threads():
+                    for path in write_film(film, targets, work.fps, recipe, kept):
+                        paths.append(path)
+                        if on_file is not None:
+                            on_file(path)
+                if kept is not None:
+                    samples.append(torch.cat(kept).transpose(0, 1))
+        together = _joined(samples) if return_samples else None
         return {'samples': together, 'paths': paths, 'recipe': recipes[0], 'recipes': recipes}
 
     def _make(
         self, editor: Any, job: Job, fps: float, callback: Callable
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
+    ) -> tuple[Film, dict[str, Any]]:
         with self._call_arguments(job) as call, self._threads():
-            sample = editor.infer(**call, callback=callback)['samples'][0]
+            film = make_film(editor, call, callback)
             arguments = dict(job.arguments)
             if arguments.get('image') is not None:
                 arguments['image'] = self._pack(arguments['image'], call, editor)
@@ -268,6 +280,7 @@ class VideoInferencer:
             'threads': self._thread_count(),
         }
         model = self.cfg.model.to_dict()
+        model.pop('offload', None)  # a matter of the machine, which changes no value
         adapters: list[dict] = getattr(editor, 'adapter_configs', list)()
         if adapters:
             model['adapters'] = adapters  # as they are now, not as the config began
@@ -275,7 +288,7 @@ class VideoInferencer:
             model.pop('adapters', None)
         weights = self._note_weights(editor)
         recipe = make_recipe(self.name, {'model': model}, arguments, fps, weights, machine)
-        return sample, recipe
+        return film, recipe
 
     def _pack(self, image: Any, call: Mapping[str, Any], editor: Any) -> Any:
         def prepare(picture: Any) -> torch.Tensor:
@@ -306,13 +319,9 @@ class VideoInferencer:
             torch.set_num_threads(before)
 
 
-def _write(target: Target, sample: torch.Tensor, fps: float, recipe: dict[str, Any]) -> Path:
-    if not torch.isfinite(sample).all():
-        raise InputError(
-            'the result has values that are no numbers: this precision is too low for the model, '
-            'try --dtype float32.'
-        )
-    return write_video(target.path, to_frames(sample), fps, recipe, target.overwrite)
+def _joined(samples: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    same = len({sample.shape for sample in samples}) == 1
+    return torch.stack(samples) if same else samples
 
 
 def _files_of_last(parts: Sequence[Sequence[Any]], counts: Sequence[int]) -> set[Path]:

@@ -14,10 +14,9 @@ from typing import Any
 
 from mmvideo.errors import ConfigError, InputError, nearest
 
-# Other names for arguments; editors have one or the other for their frames.
+# Other names for arguments.
 ALIASES = {
     'num_frames': 'video_length',
-    'video_length': 'num_frames',
     'steps': 'num_inference_steps',
 }
 # Keys of a config's ``infer`` that are not the editor's.
@@ -53,11 +52,6 @@ def infer_parameters(editor: type) -> dict[str, Any]:
         )
     parameters = list(inspect.signature(infer).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.name not in _LIVE}
-
-
-def frames_of(arguments: Mapping[str, Any]) -> Any:
-    """How many frames a video has with these arguments of ``infer``."""
-    return arguments.get('num_frames', arguments.get('video_length', 1))
 
 
 def merge_arguments(

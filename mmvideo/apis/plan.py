@@ -1,10 +1,8 @@
 """What a call would do, from the config alone: no weights are read or fetched.
 
-The memory estimate is a rule, not a measurement: all weights, plus the larger of
-  denoiser: halves x T x h x w x C x ACTIVATIONS values, C the width of its first level,
-  decoding:  chunk x H x W x C x DECODED values, C the width of the VAE's last level,
-in the precision of the run; halves is 2 with guidance, h w the latent size. The libraries
-themselves (half a gigabyte) are not counted.
+The memory estimate is all weights, plus what ``mmvideo.apis.working`` says of the larger of
+denoising and decoding. The libraries themselves (half a gigabyte) are not counted.
+``mmvideo.apis.memory`` says what the same call needs with other switches.
 """
 
 from __future__ import annotations
@@ -17,22 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmvideo.apis.devices import dtype_name
-from mmvideo.apis.jobs import frames_of
-from mmvideo.apis.progress import size
+from mmvideo.apis.devices import DTYPES, dtype_name
+from mmvideo.apis.progress import size as readable
+from mmvideo.apis.working import Decoding, decoding, denoising, tile_of, vae_factor
 from mmvideo.diffusion.windows import Windows
 from mmvideo.editors.facts import read_facts
-from mmvideo.editors.options import read_windows
+from mmvideo.editors.options import read_deep_cache, read_guidance_interval, read_windows
+from mmvideo.editors.starts import read_method
 from mmvideo.editors.timeline import number_timeline
 from mmvideo.registry import MODELS
 
 if TYPE_CHECKING:
     from mmvideo.apis.inferencer import VideoInferencer, Work
 
-# Growth of resident memory per value of the widest map, float32 on a CPU: 51 for a denoiser with
-# motion modules (widths 32 and 64, latents of 32x32), 8 to 11 for a decoder (128 to 192 pixels).
-ACTIVATIONS = 52
-DECODED = 11
 _NO_WEIGHTS = {'scheduler', 'train_scheduler', 'tokenizer', 'feature_extractor'}
 _SHARES = {'unet', 'vae', 'text_encoder'}  # what one file may hold together
 _WITHOUT_COUNT = {*_NO_WEIGHTS, 'adapter'}  # adapters are small, and many have no header to count
@@ -62,7 +57,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """A call before it is made; ``lines()`` is what ``--dry-run`` prints. Sizes in pixels."""
+    """A call before it is made; ``lines()`` is what ``--dry-run`` prints. Sizes in pixels.
+
+    ``denoising`` counts values; ``chunk`` frames are decoded at once, in tiles of ``tile`` pixels.
+    """
 
     name: str
     editor: str
@@ -79,8 +77,26 @@ class Plan:
     guidance_scale: float
     files: tuple[str, ...]
     weights_bytes: int | None
-    working_bytes: int | None
+    denoising: int | None
+    decoding: Decoding | None
+    chunk: int
+    tile: int | None = None
+    offload: str | None = None
     windows: tuple[str, ...] = ()
+    shortcuts: str = ''  # how the steps differ from plain ones
+
+    @property
+    def can_tile(self) -> bool:
+        """Whether the VAE decodes single pictures, which may be cut."""
+        return self.decoding is not None and not self.decoding.kept
+
+    @property
+    def working_bytes(self) -> int | None:
+        """Estimate of what is needed beside the weights."""
+        if self.denoising is None or self.decoding is None:
+            return None
+        item = torch.empty(0, dtype=DTYPES[self.dtype]).element_size()
+        return max(self.denoising, self.decoding.values(self.chunk, self.tile)) * item
 
     @property
     def peak_bytes(self) -> int | None:
@@ -96,11 +112,13 @@ class Plan:
             count = '' if part.parameters is None else f', {part.parameters:,} parameters'
             lines.append(f'  {part.name}: {part.type} from {part.source}{count}')
             for name, count_bytes, present in part.files:
-                known = 'unknown size' if count_bytes is None else size(count_bytes)
+                known = 'unknown size' if count_bytes is None else readable(count_bytes)
                 lines.append(f'    {name}: {known}, {"here" if present else "to be fetched"}')
         shape = f'{self.width}x{self.height}' if self.height else 'the size of the model'
         guidance = f'guidance {self.guidance_scale:g}'
-        lines.append(f'  sampling: {self.scheduler}, {self.steps} steps, {guidance}')
+        lines.append(
+            f'  sampling: {self.scheduler}, {self.steps} steps, {guidance}{self.shortcuts}'
+        )
         lines += [f'  {line}' for line in self.windows]
         lines.append(f'  output: {self.videos} x {self.frames} frames of {shape}, {self.fps:g} fps')
         lines += [f'    {path}' for path in self.files]
@@ -108,9 +126,12 @@ class Plan:
             lines.append('  memory: not known before all files are here')
         else:
             assert self.weights_bytes is not None and self.working_bytes is not None
+            peak, weights, working = map(
+                readable, (self.peak_bytes, self.weights_bytes, self.working_bytes)
+            )
             lines.append(
-                f'  memory: about {size(self.peak_bytes)} at the peak ({size(self.weights_bytes)} '
-                f'weights + {size(self.working_bytes)} working, estimated)'
+                f'  memory: about {peak} at the peak ({weights} weights + {working} working, '
+                'estimated)'
             )
         return lines
 
@@ -133,6 +154,14 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
     item = torch.empty(0, dtype=inferencer.dtype).element_size()
     known = [count for count in counts if count is not None]
     windows = read_windows(arguments.get('windows'), read_facts(model).max_frames)
+    frames = int(arguments.get('video_length', 1))
+    kind = 'cpu' if inferencer.device.type == 'cpu' else 'cuda'
+    settings = _settings(by_name)
+    size = (height, width) if height and width else None
+    halves = 2 if _guidance(arguments) > 1 else 1
+    seen = frames if windows is None else min(frames, windows.length)
+    whole = 'vae' in by_name and by_name['vae'].type == 'AutoencoderKLTemporalDecoder'
+    kept = frames if whole else 0
     return Plan(
         name=inferencer.name,
         editor=model['type'],
@@ -140,7 +169,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         device=str(inferencer.device),
         dtype=dtype_name(inferencer.dtype),
         videos=len(work.jobs),
-        frames=int(frames_of(arguments)),
+        frames=frames,
         height=height,
         width=width,
         fps=work.fps,
@@ -149,16 +178,37 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         guidance_scale=_guidance(arguments),
         files=tuple(str(target.path) for targets in work.targets for target in targets),
         weights_bytes=sum(known) * item if len(known) == len(counts) else None,
-        working_bytes=_working_bytes(arguments, by_name, height, width, item, windows),
-        windows=_drawn(windows, int(frames_of(arguments))),
+        denoising=denoising(settings, size, halves, seen, kind),
+        decoding=decoding(settings, size, kept, kind),
+        chunk=min(frames, int(arguments.get('decode_chunk_size') or frames)),
+        tile=tile_of(model.get('vae_tiling'), settings.get('vae', {})),
+        offload=model.get('offload'),
+        windows=_drawn(windows, frames),
+        shortcuts=_shortcuts(arguments),
     )
 
 
 def _guidance(arguments: Mapping[str, Any]) -> float:
     """The guidance scale, of one that changes the largest."""
     value = arguments.get('guidance_scale') or arguments.get('max_guidance_scale') or 0
-    frames = int(frames_of(arguments))
+    frames = int(arguments.get('video_length', 1))
     return max(number_timeline(value, 'guidance_scale', frames).values)
+
+
+def _shortcuts(arguments: Mapping[str, Any]) -> str:
+    """Guidance in a part of the steps, DeepCache and the way back of an inversion, as text."""
+    said = ''
+    first, last = read_guidance_interval(arguments.get('guidance_interval'))
+    if (first, last) != (0.0, 1.0):
+        said += f' from {first:g} to {last:g} of the steps'
+    deep = read_deep_cache(arguments.get('deep_cache'))
+    if deep is not None and deep.interval > 1:
+        said += f', the whole denoiser in one of {deep.interval}'
+    inversion = read_method(arguments.get('inversion'))
+    if inversion is not None:
+        steps = inversion.num_inference_steps or arguments['num_inference_steps']
+        said += f', after up to {steps} back from the clip'
+    return said
 
 
 def _drawn(windows: Windows | None, frames: int) -> tuple[str, ...]:
@@ -282,11 +332,15 @@ def _json(path: Path) -> dict[str, Any]:
 # --- sizes ---------------------------------------------------------------------------------------
 
 
+def _settings(parts: Mapping[str, Part]) -> dict[str, Mapping[str, Any]]:
+    return {name: part.settings for name, part in parts.items()}
+
+
 def _output_size(
     arguments: Mapping[str, Any], parts: Mapping[str, Part]
 ) -> tuple[int | None, int | None]:
     height, width = arguments.get('height'), arguments.get('width')
-    factor = _vae_factor(parts)
+    factor = vae_factor(_settings(parts))
     if arguments.get('image') is not None:
         from mmvideo.apis.images import unpacked
         from mmvideo.models.conditioning.image import prepare_condition_image
@@ -307,30 +361,3 @@ def _output_size(
     side = unet.settings.get('sample_size') if unet else None
     own = side * factor if isinstance(side, int) and factor else None
     return height or own, width or own
-
-
-def _vae_factor(parts: Mapping[str, Part]) -> int | None:
-    widths = parts['vae'].settings.get('block_out_channels') if 'vae' in parts else None
-    return 2 ** (len(widths) - 1) if widths else None
-
-
-def _working_bytes(
-    arguments: Mapping[str, Any],
-    parts: Mapping[str, Part],
-    height: int | None,
-    width: int | None,
-    item: int,
-    windows: Windows | None = None,
-) -> int | None:
-    factor = _vae_factor(parts)
-    unet = parts['unet'].settings.get('block_out_channels') if 'unet' in parts else None
-    if not (factor and unet and height and width):
-        return None
-    frames = int(frames_of(arguments))
-    halves = 2 if _guidance(arguments) > 1 else 1
-    latent = (height // factor) * (width // factor)
-    seen = frames if windows is None else min(frames, windows.length)
-    denoising = halves * seen * latent * unet[0] * ACTIVATIONS
-    chunk = min(frames, int(arguments.get('decode_chunk_size') or frames))
-    decoding = chunk * height * width * parts['vae'].settings['block_out_channels'][0] * DECODED
-    return max(denoising, decoding) * item

@@ -19,6 +19,7 @@ class Progress:
         clips: how many are made.
         steps: of each, as far as known before; ``callback`` learns better.
         what: shown in front.
+        unit: of what is counted.
         enabled: False shows nothing.
         stream: where to; a terminal gets a bar.
     """
@@ -30,10 +31,12 @@ class Progress:
         what: str = 'sampling',
         enabled: bool = True,
         stream: TextIO | None = None,
+        unit: str = 'step',
     ) -> None:
         self.clips = clips
         self.total = clips * steps
         self.what = what
+        self.unit = unit
         self.enabled = enabled
         self.stream = stream or sys.stderr
         self.done = 0
@@ -78,7 +81,9 @@ class Progress:
     def _line(self) -> None:
         left = (time.monotonic() - self._start) / self.done * (self.total - self.done)
         share = 100 * self.done // self.total
-        text = f'{self.what}: step {self.done}/{self.total} ({share} %), {duration(left)} left'
+        text = (
+            f'{self.what}: {self.unit} {self.done}/{self.total} ({share} %), {duration(left)} left'
+        )
         print(text, file=self.stream, flush=True)
 
     def _rich(self) -> Any:

@@ -27,7 +27,7 @@ class Stage:
     """One training: its config, the sources that its config names, and what it leaves.
 
     Attributes:
-        config: file below ``configs/sprites``.
+        config: file below ``configs``.
         sources: config keys whose ``from_pretrained`` is the family's folder.
         parts: exported folder to its name in the family.
     """
@@ -41,25 +41,35 @@ _TEXT = ('model.text_encoder', 'model.tokenizer')
 _LATENTS = ('model.vae', 'train_dataloader.dataset.vae')
 _T2I = {'unet': 'unet', 'text_encoder': 'text_encoder', 'tokenizer': 'tokenizer'}
 _MOTION = {'motion_adapter': 'motion_adapter'}
+_PIA = {'motion_adapter': 'pia'}
+_MOVING = (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module')
 STAGES = {
-    'vae': Stage('train_vae_sprites.py', (), {'vae': 'vae'}),
-    't2i_near': Stage('train_t2i_sprites_near.py', _LATENTS, _T2I),
-    't2i': Stage('train_t2i_sprites.py', (*_LATENTS, *_TEXT, 'model.unet'), _T2I),
+    'vae': Stage('sprites/train_vae_sprites.py', (), {'vae': 'vae'}),
+    't2i_near': Stage('sprites/train_t2i_sprites_near.py', _LATENTS, _T2I),
+    't2i': Stage('sprites/train_t2i_sprites.py', (*_LATENTS, *_TEXT, 'model.unet'), _T2I),
     'animatediff_centred': Stage(
-        'train_animatediff_sprites_centred.py', (*_LATENTS, *_TEXT, 'model.unet'), _MOTION
+        'sprites/train_animatediff_sprites_centred.py', (*_LATENTS, *_TEXT, 'model.unet'), _MOTION
     ),
-    'animatediff': Stage(
-        'train_animatediff_sprites.py',
-        (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module'),
-        _MOTION,
-    ),
-    'pia': Stage(
-        'train_pia_sprites.py',
-        (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module'),
-        {'motion_adapter': 'pia'},
-    ),
+    'animatediff': Stage('sprites/train_animatediff_sprites.py', _MOVING, _MOTION),
+    'pia_still': Stage('sprites/train_pia_sprites_still.py', _MOVING, _PIA),
+    'pia': Stage('sprites/train_pia_sprites.py', _MOVING, _PIA),
     'neon': Stage(
-        'train_t2i_sprites_neon.py', (*_LATENTS, *_TEXT, 'model.unet'), {'unet': 'unet_neon'}
+        'sprites/train_t2i_sprites_neon.py',
+        (*_LATENTS, *_TEXT, 'model.unet'),
+        {'unet': 'unet_neon'},
+    ),
+    'svd_vae': Stage(
+        'svd/train_vae_svd_sprites.py', ('model.vae.image_weights',), {'vae': 'vae_svd'}
+    ),
+    'svd': Stage(
+        'svd/train_svd_sprites.py',
+        (*_LATENTS, 'model.unet.image_weights'),
+        {'unet': 'unet_svd', 'image_encoder': 'image_encoder'},
+    ),
+    'i2vgen-xl': Stage(
+        'i2vgen_xl/train_i2vgen-xl_sprites.py',
+        (*_LATENTS, *_TEXT, 'model.image_encoder', 'model.unet.image_weights'),
+        {'unet': 'unet_i2vgen-xl'},
     ),
 }
 
@@ -88,7 +98,7 @@ def train_family(
 
 def _train_stage(name: str, out: Path, work_dir: Path, steps_scale: float) -> None:
     stage = STAGES[name]
-    config = ROOT / 'configs/sprites' / stage.config
+    config = ROOT / 'configs' / stage.config
     folder = work_dir / name
     cfg = load_config(config)
     steps = _scaled(cfg.train_cfg.max_iters, steps_scale)
@@ -153,7 +163,7 @@ def _note(out: Path, name: str, stage: Stage, steps: int, seconds: float) -> Non
     for earlier in manifest['stages'].values():  # what this stage trained on is replaced by it
         earlier['files'] = {k: v for k, v in earlier['files'].items() if k not in made}
     manifest['stages'][name] = dict(
-        config=f'configs/sprites/{stage.config}',
+        config=f'configs/{stage.config}',
         steps=steps,
         minutes=round(seconds / 60, 1),
         files=made,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,15 +12,21 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import Hook
 
-from mmvideo.checkpoints.commit import checkpoints
+from mmvideo.apis.cli import json_file
+from mmvideo.apis.devices import dtype_name, pick_device, pick_dtype
+from mmvideo.apis.progress import Progress
+from mmvideo.checkpoints.commit import MANIFEST, checkpoints
 from mmvideo.checkpoints.files import write_text
 from mmvideo.config import load_config, parse_cfg_options
-from mmvideo.errors import ConfigError, InputError
+from mmvideo.errors import ConfigError, InputError, nearest
 
 TRAIN_SECTIONS = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 TEST_SECTIONS = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
 TRAIN_ONLY = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks')
+_FIGURES_ONLY = dict(type='LoggerHook', interval=10**9)
 
 
 def train(
@@ -64,23 +71,94 @@ def test(
     launcher: str = 'none',
     cfg_options: Sequence[str] = (),
     out: str | None = None,
+    dtype: str = 'float32',
+    limit: int | None = None,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Figures of the config's test evaluator; arguments as ``train``.
 
+    They are also written to ``figures.json`` beside the log, with what they were measured on.
+
     Args:
-        checkpoint: a training checkpoint whose trained parameters are tested.
-        out: a JSON file for the figures.
+        checkpoint: a training checkpoint (``iter_N``) whose trained parameters are tested.
+        out: another JSON file for the same.
+        dtype: what the model's parameters are and compute in, as in ``VideoInferencer``.
+        limit: test the first so many clips.
+        progress: show the clips done and the time left on stderr.
+
+    Raises:
+        UserError: before any weight is read, where the input allows it.
     """
+    from mmvideo.engine.precheck import check_dataset
+
+    out_file = json_file(out)
     cfg = _prepare(config, work_dir, launcher, cfg_options, TEST_SECTIONS)
     for key in TRAIN_ONLY:
         cfg.pop(key, None)
-    cfg.load_from = checkpoint
+    precision = pick_dtype(dtype, pick_device())
+    cfg.load_from = None if checkpoint is None else str(_checkpoint(checkpoint))
+    check_dataset(cfg.test_dataloader.get('dataset'))
+    if limit is not None:
+        if limit < 1:
+            raise InputError(f'limit={limit}: expected at least 1 clip.')
+        loader = cfg.test_dataloader
+        loader.dataset = dict(type='FirstItems', dataset=loader.dataset, count=limit)
+    # The progress takes the place of a line every few batches.
+    cfg.default_hooks = {**(cfg.get('default_hooks') or {}), 'logger': _FIGURES_ONLY}
     _check_writable(Path(cfg.work_dir))
     with _runner(cfg) as runner:
-        figures = runner.test()
-    if out is not None:
-        write_text(Path(out), json.dumps(figures, indent=2) + '\n')
+        getattr(runner.model, 'module', runner.model).to(dtype=precision)
+        clips = len(runner.test_dataloader.dataset)
+        shown = progress and is_main_process()
+        with Progress(1, clips, 'testing', shown, unit='clip') as bar:
+            runner.register_hook(_Counting(bar, clips))
+            begin = time.monotonic()
+            figures = runner.test()
+        found = dict(
+            config=str(config),
+            checkpoint=checkpoint,
+            cfg_options=list(cfg_options),
+            clips=clips,
+            dtype=dtype_name(precision),
+            device=next(runner.model.parameters()).device.type,
+            seconds=round(time.monotonic() - begin, 1),
+            figures=figures,
+        )
+        if is_main_process():
+            for path in filter(None, (Path(runner.log_dir) / 'figures.json', out_file)):
+                write_text(path, json.dumps(found, indent=2) + '\n')
     return figures
+
+
+class _Counting(Hook):
+    """Tells a progress how many clips are done."""
+
+    def __init__(self, bar: Progress, clips: int) -> None:
+        self.bar, self.clips, self.done = bar, clips, 0
+
+    def before_test(self, runner: Any) -> None:
+        """Count from here."""
+        self.bar.next_clip()
+
+    def after_test_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Count a batch of every process; the last one may be padded."""
+        self.done = min(self.clips, self.done + len(outputs) * get_world_size())
+        self.bar.callback(self.done, self.clips)
+
+
+def _checkpoint(named: str) -> Path:
+    """The folder of ``--checkpoint``; what is in it is verified when it is read."""
+    folder = Path(named).expanduser()
+    if not (folder / MANIFEST).is_file():
+        names = [path.name for path in checkpoints(folder if folder.is_dir() else folder.parent)]
+        hint = nearest(folder.name, names) or (f' There is {names[-1]!r}.' if names else '')
+        raise InputError(
+            f'--checkpoint {named}: expected a folder iter_N of a training, with its {MANIFEST}.'
+            + hint
+        )
+    return folder
 
 
 def _prepare(

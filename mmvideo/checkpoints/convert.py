@@ -5,8 +5,6 @@ Only names and shapes change here. ``apis.convert`` reads and writes the files.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,15 +24,25 @@ from mmvideo.checkpoints.layouts import (
     lora_to_ours,
     split_lora_key,
 )
+from mmvideo.checkpoints.layouts.controlnet import (
+    beside_controlnet,
+    controlnet_to_ours,
+    controlnet_to_theirs,
+)
 from mmvideo.checkpoints.layouts.ldm import LAYOUTS as LDM_LAYOUTS
 from mmvideo.checkpoints.layouts.ldm import diffusers_to_ldm, ldm_to_diffusers, sort_ldm
-from mmvideo.checkpoints.layouts.lora import stated_alpha
 from mmvideo.checkpoints.layouts.svd import LAYOUTS as SVD_LAYOUTS
 from mmvideo.checkpoints.layouts.svd import (
     describe_svd,
     diffusers_to_svd,
     sort_svd,
     svd_to_diffusers,
+)
+from mmvideo.checkpoints.lora_config import (
+    ALPHA_TYPE,
+    lora_metadata,
+    stated_alpha,
+    stated_configs,
 )
 from mmvideo.checkpoints.motion import original_motion, split_motion
 from mmvideo.checkpoints.opened import Opened
@@ -43,8 +51,6 @@ from mmvideo.checkpoints.single_file import describe_part
 from mmvideo.errors import WeightsError, nearest
 
 TARGETS = ('original', 'diffusers', 'comfyui', 'kohya', 'kohya_ldm', 'peft', 'safetensors')
-LORA_METADATA = 'lora_adapter_metadata'
-ALPHA_TYPE = 'alpha_dtype'
 _PIA_CHANNELS = 4  # of the noisy latent, in PIA's first convolution
 # The part of a pipeline that a family is.
 _PARTS = {'unet': 'unet', 'vae': 'vae', 'clip_text': 'text_encoder'}
@@ -133,6 +139,8 @@ def _translators(found: Identity) -> dict[str, _Translator]:
         return dict.fromkeys(('original', 'diffusers', 'comfyui'), _motion)
     if found.family.startswith('sparsectrl'):
         return dict.fromkeys(('original', 'diffusers', 'comfyui'), _sparsectrl)
+    if found.family in ('controlnet', 'controlnet_ldm'):
+        return dict.fromkeys(('original', 'diffusers'), _controlnet)
     single = {'ldm': _from_ldm, 'svd': _from_svd, 'i2vgen_xl': _i2vgen}
     if found.family in single:
         return {'diffusers': single[found.family]}
@@ -191,6 +199,17 @@ def _sparsectrl(opened: Opened, found: Identity, target: str) -> Translation:
     return Translation(found.family, target, (Piece(ours, config=config),))
 
 
+def _controlnet(opened: Opened, found: Identity, target: str) -> Translation:
+    if target == 'original':
+        piece = Piece(controlnet_to_theirs(opened.tensors))
+        return Translation(found.family, target, (piece,))
+    rest = beside_controlnet(opened.tensors)
+    notes = (f'{len(rest)} tensors left out: no part of the ControlNet',) if rest else ()
+    ours = controlnet_to_ours(opened.tensors)
+    config = describe_control(ours, opened.source)
+    return Translation(found.family, target, (Piece(ours, config=config),), notes)
+
+
 def _lora(opened: Opened, found: Identity, target: str) -> Translation:
     ours = lora_to_ours(opened.tensors)
     ours |= _stated_alphas(opened, ours)
@@ -198,7 +217,7 @@ def _lora(opened: Opened, found: Identity, target: str) -> Translation:
     if target in ('diffusers', 'peft') and family not in ('motion_lora', 'domain_adapter'):
         plain = {key: value for key, value in ours.items() if not key.endswith('.alpha')}
         tensors = LORA_LAYOUTS[target].to_theirs(plain)
-        return Translation(family, target, (Piece(tensors, metadata=_lora_metadata(ours)),))
+        return Translation(family, target, (Piece(tensors, metadata=lora_metadata(ours)),))
     return Translation(family, target, (Piece(_lora_layout(found, ours, target).to_theirs(ours)),))
 
 
@@ -213,38 +232,9 @@ def _lora_layout(found: Identity, ours: Mapping[str, Tensor], target: str) -> An
     return LORA_LAYOUTS[name + '_xl' if two and name.startswith('kohya') else name]
 
 
-def _lora_metadata(ours: Mapping[str, Tensor]) -> dict[str, str]:
-    """The alphas, where PEFT and diffusers look for them: neither reads a tensor for it."""
-    alphas = {k: float(v) for k, v in ours.items() if k.endswith('.alpha')}
-    if not alphas:
-        return {}
-    ranks = {
-        split_lora_key(key)[0]: value.shape[0]
-        for key, value in ours.items()
-        if key.endswith('.lora_A.weight')
-    }
-    flat: dict[str, Any] = {}
-    for part in dict.fromkeys(layer.split('.')[0] for layer in ranks):
-        own = {k.removeprefix(part + '.'): r for k, r in ranks.items() if k.startswith(part + '.')}
-        values = {layer: alphas.get(f'{part}.{layer}.alpha', rank) for layer, rank in own.items()}
-        rank, alpha = (Counter(d.values()).most_common(1)[0][0] for d in (own, values))
-        flat |= {
-            f'{part}.r': rank,
-            f'{part}.lora_alpha': alpha,
-            f'{part}.rank_pattern': {k: v for k, v in own.items() if v != rank},
-            f'{part}.alpha_pattern': {k: v for k, v in values.items() if v != alpha},
-            f'{part}.target_modules': sorted(own),
-        }
-    kind = next(v.dtype for k, v in ours.items() if k.endswith('.alpha'))
-    return {
-        LORA_METADATA: json.dumps(flat, sort_keys=True),
-        ALPHA_TYPE: str(kind).removeprefix('torch.'),
-    }
-
-
 def _stated_alphas(opened: Opened, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Alphas as tensors that the header, or PEFT's config beside the file, says instead."""
-    flat = json.loads(opened.metadata.get(LORA_METADATA, '{}'))
+    stated = stated_configs(opened.metadata, opened.config, opened.source)
     kind = getattr(torch, opened.metadata.get(ALPHA_TYPE, 'float32'))
     found = {}
     for key, value in ours.items():
@@ -252,9 +242,7 @@ def _stated_alphas(opened: Opened, ours: Mapping[str, Tensor]) -> dict[str, Tens
         if end != 'lora_A.weight' or f'{layer}.alpha' in ours:
             continue
         part, _, path = layer.partition('.')
-        said = {k.removeprefix(part + '.'): v for k, v in flat.items() if k.startswith(part + '.')}
-        said = said or opened.config
-        alpha = stated_alpha(said, path, value.shape[0])
+        alpha = stated_alpha(stated.get(part, {}), path, value.shape[0])
         if alpha is not None:
             found[f'{layer}.alpha'] = torch.tensor(alpha, dtype=kind)
     return found

@@ -296,11 +296,11 @@ def _read_torch(path: Path, mapped: bool) -> Any:
     sizes = check_archive(path) if mapped else frozenset()
     try:
         if mapped and path.suffix != '.safetensors':  # torch would believe that name
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+            content = _load(path, mmap=True)
             check_storages(path, content, sizes)
             return content
         with open(path, 'rb') as file:
-            return torch.load(file, map_location='cpu', weights_only=True)
+            return _load(file)
     except WeightsError:
         raise
     except UnpicklingError as error:
@@ -315,6 +315,25 @@ def _read_torch(path: Path, mapped: bool) -> Any:
             f'{path} ({path.stat().st_size} bytes) is cut off or damaged; fetch it again. '
             f'{_first_line(error)}'
         ) from error
+
+
+def _load(file: Any, **how: Any) -> Any:
+    """The content of a file of torch. A ``ParameterDict``, in which the first textual inversions
+    keep their vectors, becomes a dict.
+
+    Of such an object only what it holds is looked at; a file says what its attributes are.
+    """
+    import torch
+
+    with torch.serialization.safe_globals([torch.nn.ParameterDict]):
+        content = torch.load(file, map_location='cpu', weights_only=True, **how)
+    if not isinstance(content, dict):
+        return content
+    for key, value in content.items():
+        if isinstance(value, torch.nn.ParameterDict):
+            held = vars(value).get('_parameters')
+            content[key] = dict(held) if isinstance(held, dict) else {}
+    return content
 
 
 def _first_line(error: Exception) -> str:

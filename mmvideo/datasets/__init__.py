@@ -2,7 +2,8 @@
 
 from mmvideo.datasets.affinity import AddAffinity
 from mmvideo.datasets.cached import CachedLatents
+from mmvideo.datasets.first_items import FirstItems
 from mmvideo.datasets.samplers import ResumableSampler
 from mmvideo.datasets.sprites import SpriteWorld
 
-__all__ = ['AddAffinity', 'CachedLatents', 'ResumableSampler', 'SpriteWorld']
+__all__ = ['AddAffinity', 'CachedLatents', 'FirstItems', 'ResumableSampler', 'SpriteWorld']

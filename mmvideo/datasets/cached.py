@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from mmvideo.checkpoints.files import read_tensors, sha256, write_tensors, write_text
 from mmvideo.checkpoints.sources import resolve_weights
+from mmvideo.datasets.samplers import Draw
 from mmvideo.errors import ConfigError, InputError, nearest
 from mmvideo.registry import DATASETS, MODELS
 
@@ -30,6 +32,7 @@ SHARD = 256  # clips a file: what an interrupted encoding loses at most
 CHUNK = 64  # frames that the VAE sees at once
 _DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
 _FORMAT = 1
+NUMBERS = ('fps', 'motion_bucket_id')  # of a clip, kept where the dataset has them
 
 
 @DATASETS.register_module()
@@ -42,8 +45,9 @@ class CachedLatents(Dataset):
     a new cache. It cannot see media files change behind the same config.
 
     An item is ``latents`` float32 [T, 2 * C, h, w] (mean, then log variance, of diffusers'
-    ``DiagonalGaussianDistribution``, unscaled), ``caption`` and, on demand, ``affinity_scores``
-    float32 [T, T] and ``image`` uint8 [3, H, W].
+    ``DiagonalGaussianDistribution``, unscaled), ``caption``, ``fps`` and ``motion_bucket_id``
+    where the dataset has them, and, on demand, ``affinity_scores`` float32 [T, T] and ``image``
+    uint8 [3, H, W].
 
     Args:
         dataset: config of a dataset whose items have ``video`` uint8 [T, 3, H, W], all of one
@@ -52,7 +56,9 @@ class CachedLatents(Dataset):
         cache_dir: folder of all caches.
         num_clips: how many items of ``dataset``, from the first, are encoded.
         num_frames: frames of an item; None is all. Fewer are a window (one frame: a frame) drawn
-            anew at each reading from torch's global generator.
+            anew at each reading: by a ``ResumableSampler`` from its seed, the epoch and the index,
+            so that a resumed training sees the same whatever ``num_workers`` is; from torch's
+            global generator for a plain index.
         affinity: add the scores of PIA's affinity, computed on the frames before encoding.
         first_frame: add the clip's first frame as it is, for a model that sees a picture; then
             ``num_frames`` must be None, as other frames are not kept.
@@ -91,7 +97,8 @@ class CachedLatents(Dataset):
         self.folder = Path(cache_dir).expanduser() / _fingerprint(identity)
         if self._missing():
             _Encoder(self, dataset, vae, dtype, num_workers).run(identity)
-        self.captions = self._captions()
+        self.captions = self._texts(self.captions_path)
+        self.numbers = self._texts(self.numbers_path)
         self._shards: dict[Path, Tensor] = {}
         clip_frames = self._read('moments', 0).shape[0]
         if num_frames is not None and num_frames > clip_frames:
@@ -104,10 +111,12 @@ class CachedLatents(Dataset):
         """The clip ``index`` as a dict; see the class."""
         if not -self.num_clips <= index < self.num_clips:
             raise IndexError(f'clip {index} of {self.num_clips}')
+        rng = index.rng() if isinstance(index, Draw) else None
         index %= self.num_clips
         moments = self._read('moments', index)
-        window = self._window(moments.shape[0])
+        window = self._window(moments.shape[0], rng)
         item = {'latents': moments[window].float(), 'caption': self.captions[index]}
+        item |= self.numbers[index] if self.numbers else {}
         if 'affinity_scores' in self.kinds:
             item['affinity_scores'] = self._read('affinity_scores', index)[window, window].clone()
         if 'images' in self.kinds:
@@ -126,6 +135,10 @@ class CachedLatents(Dataset):
         """The file of one shard's captions."""
         return self.folder / f'captions-{shard:05d}.json'
 
+    def numbers_path(self, shard: int) -> Path:
+        """The file of one shard's numbers, for a dataset whose items have some of ``NUMBERS``."""
+        return self.folder / f'numbers-{shard:05d}.json'
+
     @property
     def num_shards(self) -> int:
         """Files of each kind."""
@@ -138,10 +151,12 @@ class CachedLatents(Dataset):
     def _missing(self) -> bool:
         return any(self.lacking(shard) for shard in range(self.num_shards))
 
-    def _captions(self) -> list[str]:
-        found: list[str] = []
+    def _texts(self, path: Callable[[int], Path]) -> list[Any]:
+        """What stands in JSON for each clip; nothing where the dataset gave none."""
+        found: list[Any] = []
         for shard in range(self.num_shards):
-            found += json.loads(self.captions_path(shard).read_text(encoding='utf-8'))
+            if path(shard).is_file() or path == self.captions_path:
+                found += json.loads(path(shard).read_text(encoding='utf-8'))
         return found
 
     def _read(self, kind: str, index: int) -> Tensor:
@@ -151,11 +166,12 @@ class CachedLatents(Dataset):
             self._shards[path] = read_tensors(path)[kind]
         return self._shards[path][index % SHARD]
 
-    def _window(self, clip_frames: int) -> slice:
+    def _window(self, clip_frames: int, rng: np.random.Generator | None) -> slice:
         frames = self.num_frames or clip_frames
         if frames == clip_frames:
             return slice(None)
-        start = int(torch.randint(clip_frames - frames + 1, ()))
+        places = clip_frames - frames + 1
+        start = int(torch.randint(places, ()) if rng is None else rng.integers(places))
         return slice(start, start + frames)
 
 
@@ -198,9 +214,11 @@ class _Encoder:
     def _shard(self, shard: int, kinds: list[str]) -> None:
         first, last = shard * SHARD, min((shard + 1) * SHARD, self.cache.num_clips)
         captions: list[str] = []
+        numbers: list[dict[str, float]] = []
         found: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
         for items in self._groups(first, last):
             captions += [str(item.get('caption', '')) for item in items]
+            numbers += [_numbers(item) for item in items]
             if 'moments' in found:
                 found['moments'] += self._moments([item['video'] for item in items])
             if 'affinity_scores' in found:
@@ -209,6 +227,8 @@ class _Encoder:
                 found['images'] += [item['video'][0] for item in items]
             self._progress(first + len(captions) - len(items), first + len(captions))
         write_text(self.cache.captions_path(shard), json.dumps(captions, ensure_ascii=False))
+        if any(numbers):
+            write_text(self.cache.numbers_path(shard), json.dumps(numbers))
         for kind, clips in found.items():
             write_tensors(self.cache.path(kind, shard), {kind: torch.stack(clips)})
 
@@ -261,6 +281,10 @@ class _Encoder:
             print_log(f'cached {after} of {total} clips ({after * 100 // total} %)', 'current')
 
 
+def _numbers(item: dict) -> dict[str, float]:
+    return {name: float(item[name]) for name in NUMBERS if name in item}
+
+
 def _scores(item: dict) -> Tensor:
     if 'affinity_scores' in item:
         return torch.as_tensor(item['affinity_scores'], dtype=torch.float32)
@@ -284,6 +308,11 @@ def _identity(dataset: Mapping, vae: Mapping, num_clips: int, dtype: str) -> dic
     source = vae.get('from_pretrained')
     if not source:
         raise ConfigError('vae needs from_pretrained: latents of an untrained VAE mean nothing.')
+    if vae.get('type') == 'AutoencoderTiny':
+        raise ConfigError(
+            "vae.type='AutoencoderTiny' gives no distribution of latents to keep; use "
+            "'AutoencoderKL'."
+        )
     files = resolve_weights(
         source, vae.get('subfolder'), variant=vae.get('variant'), revision=vae.get('revision')
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sized
 
+import numpy as np
 import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
@@ -11,12 +12,41 @@ from torch.utils.data import Sampler
 from mmvideo.registry import DATA_SAMPLERS
 
 
+class Draw(int):
+    """An index that knows which reading of its item it is.
+
+    A dataset that draws something anew in every epoch asks ``rng``: what it gets does not depend on
+    the process that reads the item, nor on what was read before it, as a worker's generator would.
+
+    Attributes:
+        seed: of the sampler.
+        epoch: how often the item was read before.
+    """
+
+    seed: int
+    epoch: int
+
+    def __new__(cls, index: int, seed: int, epoch: int) -> Draw:
+        self = super().__new__(cls, index)
+        self.seed, self.epoch = seed, epoch
+        return self
+
+    def __getnewargs__(self) -> tuple[int, int, int]:  # type: ignore[override]
+        # On its way to a worker.
+        return int(self), self.seed, self.epoch
+
+    def rng(self) -> np.random.Generator:
+        """Random numbers of this reading of this item."""
+        return np.random.default_rng([self.seed, self.epoch, int(self)])
+
+
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(Sampler[int]):
     """An endless order of indices that can start anywhere without reading what came before.
 
     Every epoch is a permutation drawn from ``(seed, epoch)``; ranks take turns in it. Position p
-    of a rank therefore depends on the seed alone, and ``set_start`` jumps there.
+    of a rank therefore depends on the seed alone, and ``set_start`` jumps there. Indices are
+    ``Draw``s, so that what a dataset draws for an item depends on the seed alone, too.
 
     Args:
         dataset: anything with a length.
@@ -42,7 +72,7 @@ class ResumableSampler(Sampler[int]):
             if position // self.length != epoch:
                 epoch = position // self.length
                 order = self._order(epoch)
-            yield order[position % self.length]
+            yield Draw(order[position % self.length], self.seed, epoch)
             position += self.world_size
 
     def __len__(self) -> int:

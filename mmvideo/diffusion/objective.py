@@ -47,7 +47,16 @@ def min_snr_weights(prediction_type: str, alpha_bar: torch.Tensor, gamma: float)
 def weighted_mse(
     prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean squared error, each sample of the batch weighted; a scalar in float32."""
+    """Mean squared error, a scalar in float32.
+
+    Args:
+        prediction: [N, ...].
+        target: the same shape.
+        weights: of each sample, [N], or of each frame of [N, C, T, ...], [N, T].
+    """
     error = F.mse_loss(prediction.float(), target.float(), reduction='none')
-    error = error.flatten(1).mean(1)
+    if weights is not None and weights.ndim == 2:
+        error = error.transpose(1, 2).flatten(2).mean(2)
+    else:
+        error = error.flatten(1).mean(1)
     return (error if weights is None else error * weights).mean()

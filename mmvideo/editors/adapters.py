@@ -11,7 +11,7 @@ from torch import nn
 from mmvideo.errors import ConfigError, InputError, nearest
 from mmvideo.models.adapters.base import Adapter, adapter_name, check_local
 from mmvideo.models.adapters.lora import lora_parts
-from mmvideo.models.adapters.low_rank import merge, slotted_layers, unmerge, weight_of
+from mmvideo.models.adapters.low_rank import merge, slot_of, slotted_layers, unmerge, weight_of
 from mmvideo.models.borrowed.source import check_keys, keys_of
 from mmvideo.registry import MODELS
 
@@ -111,7 +111,9 @@ class Adaptable:
             InputError: a weight to be merged is being trained.
         """
         layers = [layer for part in lora_parts(self).values() for layer in slotted_layers(part)]
-        if any(weight_of(layer).requires_grad for layer in layers):
+        trained = [weight_of(layer) for layer in layers]
+        trained += [p for layer in layers for p in slot_of(layer).parameters()]
+        if any(parameter.requires_grad for parameter in trained):
             raise InputError('adapters are not merged into weights that are being trained')
         for layer in layers:
             merge(layer)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmvideo.checkpoints.save import save_part
+from mmvideo.editors.controls import ARGUMENTS as CONTROL_ARGUMENTS
 from mmvideo.editors.controls import Controlled, check_controls, read_controls, settings_of
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.parts import export_motion_adapter
-from mmvideo.editors.request import Request, make_samples
-from mmvideo.editors.starts import Starts, read_strength
+from mmvideo.editors.request import Request, Sample, make_samples
+from mmvideo.editors.starts import Starts, read_inversion, read_strength
 from mmvideo.models.conditioning.clip import prepare_clip
-from mmvideo.models.conditioning.image_prompt import ImagePrompts
-from mmvideo.registry import MODELS
+from mmvideo.registry import MODELS, SCHEDULERS
 
 
 @MODELS.register_module()
@@ -58,6 +59,7 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         *,
         video: Any = None,
         strength: float | None = None,
+        inversion: dict[str, Any] | str | bool | None = None,
         control_videos: Any = None,
         control_frames: Any = None,
         control_scale: Any = None,
@@ -75,6 +77,8 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         free_noise: dict[str, Any] | bool | None = None,
         motion_scale: Any = 1.0,
         motion_strength: Any = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate prompts.
@@ -103,7 +107,12 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
                 folder of frames, pictures, an array, or a part of a longer one, such as
                 ``dict(clip='a.mp4', start=24, stride=2)``; see
                 ``mmvideo.models.conditioning.clip.prepare_clip``.
-            strength: how much of a ``video`` is made anew: 1 nearly all; None is 0.8.
+            strength: how much of a ``video`` is made anew: 1 nearly all; None is 0.8, and 1 with an
+                ``inversion``.
+            inversion: start from the noise that the ``video`` would have come from and not from a
+                drawn one, so that another prompt changes the clip and keeps its motion, see
+                ``mmvideo.diffusion.inversion.Inversion``: ``'ddim'``, or with settings
+                ``dict(type='ddim', num_inference_steps=50, prompt='what the clip shows')``.
             control_videos: what each of the model's controls sees: a clip of ``video_length``
                 frames, in the forms of ``video``; for a ``SparseCtrl`` a picture or several; None
                 switches a control off. A list with one for each.
@@ -139,6 +148,11 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
                 block: ``{'down': 1.0, 'mid': 1.2, 'up.1': {0: 1.0, 8: 1.5}}``.
             motion_strength: how much of what the motion modules do reaches a frame: 1 is all, 0
                 leaves a picture for itself. Forms as ``motion_scale``.
+            guidance_interval: shares of the steps between which guidance is on: ``[0.0, 0.8]``
+                leaves the last fifth without, at half the cost. A step counts if it lies inside.
+            deep_cache: reuse what the denoiser computes deep inside, an approximation, see
+                ``mmvideo.diffusion.deep_cache.DeepCache``; a number is the interval, True takes the
+                usual settings.
             output_type: ``'video'``, or ``'latent'`` for what ``decode_chunks`` turns into pictures
                 one chunk of frames after the other, where a whole video is too large.
 
@@ -149,68 +163,60 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         Raises:
             InputError: before anything is computed.
         """
-        strength = read_strength(strength, video, picture=False)
+        call = dict(locals())
         clip = self._clip(video, video_length, height, width)
         if clip is not None:
             height, width = clip.shape[-2:]
-        height = self.default_size if height is None else height
-        width = self.default_size if width is None else width
-        request = Request(
-            samples=make_samples(
-                prompt,
-                negative_prompt,
-                num_videos_per_prompt,
-                seed,
-                generator,
-                latents,
-                num_frames=video_length,
-            ),
+        samples = make_samples(
+            prompt,
+            negative_prompt,
+            num_videos_per_prompt,
+            seed,
+            generator,
+            latents,
             num_frames=video_length,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            options=self._options(
-                video_length,
-                guidance_scale=guidance_scale,
-                windows=windows,
-                free_init=free_init,
-                free_u=free_u,
-                free_noise=free_noise,
-                motion_scale=motion_scale,
-                motion_strength=motion_strength,
-            ),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            output_type=output_type,
-            clip_skip=clip_skip,
-            strength=strength,
-            video=clip,
-            controls=self._read_controls(
-                video_length,
-                height,
-                width,
-                control_videos=control_videos,
-                control_frames=control_frames,
-                control_scale=control_scale,
-                control_start=control_start,
-                control_end=control_end,
-                guess_mode=guess_mode,
-            ),
-            image_prompts=ImagePrompts(
-                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
-            ),
         )
+        size = self.default_size
+        height = size if height is None else height
+        width = size if width is None else width
+        request = self._request(call, samples, height, width, video=clip)
         self._check(request)
         return self._infer(request, callback)
+
+    def _request(
+        self,
+        call: Mapping[str, Any],
+        samples: list[Sample],
+        height: int,
+        width: int,
+        **more: Any,
+    ) -> Request:
+        """See ``LatentDiffusion._request``; the strength and what controls see too."""
+        given = {name: call[name] for name in CONTROL_ARGUMENTS}
+        return super()._request(
+            call,
+            samples,
+            height,
+            width,
+            strength=read_strength(
+                call['strength'], call['video'], self._STARTS_FROM_PICTURE, call['inversion']
+            ),
+            inversion=read_inversion(call, lambda: self.scheduler),
+            controls=self._read_controls(call['video_length'], height, width, **given),
+            **more,
+        )
 
     @classmethod
     def check(cls, model: dict, arguments: dict) -> None:
         """See ``LatentDiffusion.check``; the clip to start from too."""
         video = arguments.get('video')
-        strength = read_strength(arguments.get('strength'), video, cls._STARTS_FROM_PICTURE)
+        strength = read_strength(
+            arguments.get('strength'), video, cls._STARTS_FROM_PICTURE, arguments.get('inversion')
+        )
         controls = model.get('controls') or ()
         check_controls(controls)
         super().check(model, {**arguments, 'strength': strength})
+        read_inversion(arguments, lambda: SCHEDULERS.build(copy.deepcopy(model['scheduler'])))
         length, multiple = arguments.get('video_length', 16), read_facts(model).vae_scale
         size = arguments.get('height'), arguments.get('width')
         if video is not None:

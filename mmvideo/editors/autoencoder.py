@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 
 from mmvideo.checkpoints.save import save_part
+from mmvideo.editors.latent_editor import select_trainable
+from mmvideo.editors.parts import check_trained_vae
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.registry import MODELS
 
@@ -19,11 +22,15 @@ class Autoencoder(BaseModel):
     """Trains diffusers' ``AutoencoderKL`` on frames (Rombach et al. 2022, section 3.1, without
     the adversarial term): squared and absolute error, and a small KL penalty.
 
+    With ``AutoencoderKLTemporalDecoder`` the frames of a clip are decoded together.
+
     Args:
-        vae: config of ``AutoencoderKL``.
+        vae: config of either.
         kl_weight: weight of the KL divergence, which is summed over a latent and divided by the
             number of pixels' values, so it compares with the mean squared error.
         l1_weight: weight of the absolute error, which keeps edges sharp.
+        trainable: regular expressions over parameter names, such as ``^vae.decoder``; the rest is
+            frozen.
         data_preprocessor: see ``VideoPreprocessor``.
     """
 
@@ -34,28 +41,42 @@ class Autoencoder(BaseModel):
         vae: dict,
         kl_weight: float = 1e-6,
         l1_weight: float = 0.1,
+        trainable: Sequence[str] = ('^vae',),
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(build_preprocessor(data_preprocessor))
         self.vae = MODELS.build(vae)
         self.kl_weight = kl_weight
         self.l1_weight = l1_weight
+        select_trainable(self, trainable)
         self._latent_std = 0.0  # running standard deviation of the latents' means
+
+    @classmethod
+    def check_training(cls, model: Mapping[str, Any]) -> None:
+        """Refuse a VAE that cannot be trained so, from ``cfg.model`` alone."""
+        check_trained_vae(model.get('vae'))
 
     def forward(
         self, inputs: torch.Tensor, data_samples: dict | None = None, mode: str = 'tensor'
     ) -> Any:
         """Reconstruct frames [N, C, T, H, W] in [-1, 1], or give the losses (``mode='loss'``)."""
-        frames = inputs.transpose(1, 2).flatten(0, 1)
+        frames = inputs.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
         posterior = self.vae.encode(frames).latent_dist
         if mode == 'loss':
-            return self._losses(frames, posterior)
-        decoded = self.vae.decode(posterior.mode()).sample
+            return self._losses(frames, posterior, inputs.shape[2])
+        decoded = self._decode(posterior.mode(), inputs.shape[2])
         video = decoded.unflatten(0, (inputs.shape[0], -1)).transpose(1, 2)
         return video if mode == 'tensor' else reconstructions(video, inputs)
 
-    def _losses(self, frames: torch.Tensor, posterior: Any) -> dict[str, torch.Tensor]:
-        decoded = self.vae.decode(posterior.sample()).sample.float()
+    def _decode(self, latents: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Frames [N*T, C, H, W] of latents, the frames of a clip adjacent."""
+        over_time = {'num_frames': num_frames} if hasattr(self.vae.decoder, 'time_conv_out') else {}
+        return self.vae.decode(latents, **over_time).sample
+
+    def _losses(
+        self, frames: torch.Tensor, posterior: Any, num_frames: int
+    ) -> dict[str, torch.Tensor]:
+        decoded = self._decode(posterior.sample(), num_frames).float()
         squared = F.mse_loss(decoded, frames)
         psnr = 10 * torch.log10(4 / squared.detach())
         self._track_std(posterior.mean)
@@ -83,7 +104,8 @@ class Autoencoder(BaseModel):
 
         Its ``scaling_factor`` is what gives the latents of the training data unit variance.
         """
-        if self._latent_std:
+        # A frozen encoder keeps the factor that others know it with.
+        if self._latent_std and next(self.vae.encoder.parameters()).requires_grad:
             self.vae.register_to_config(scaling_factor=1 / self._latent_std)
         save_part(Path(folder) / 'vae', dict(self.vae.config), self.vae, dtype=dtype)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmvideo.editors.checks import check_range
 from mmvideo.editors.facts import Facts
-from mmvideo.editors.options import read_options
+from mmvideo.editors.options import COMMON, read_options
 from mmvideo.editors.request import Request, check_settings
 from mmvideo.errors import InputError
 from mmvideo.models.conditioning.clip_picture import clip_size
@@ -74,8 +74,10 @@ def read_call(values: Mapping[str, Any], facts: Facts) -> tuple[ClipRequest, lis
     check_range('motion_bucket_id', values['motion_bucket_id'], 0, MOST_BUCKETS)
     check_range('noise_aug_strength', values['noise_aug_strength'], 0, MOST_NOISE)
     guidance = _guidance(values, frames)
-    chosen = {'guidance_scale': guidance, 'windows': values.get('windows')}
-    options = read_options(chosen, frames, facts.max_frames, facts.levels)
+    chosen = {name: values.get(name) for name in ('windows', *COMMON)}
+    chosen['guidance_scale'] = guidance
+    options = read_options(chosen, frames, facts.max_frames, facts.levels, facts.deepest)
+    options.check_steps(settings['num_inference_steps'])
     pictures = _pictures(as_list(values['image']), given_size, facts)
     height, width = pictures[0].shape[-2:]
     told = {key: values[key] for key in ('fps', 'motion_bucket_id', 'noise_aug_strength')}

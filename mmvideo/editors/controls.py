@@ -36,6 +36,7 @@ ARGUMENTS = (
     'guess_mode',
 )
 _KINDS = ('ControlNet', 'SparseCtrl')
+_FEATURES = 16  # frames whose features are computed at once, for a clip that has windows
 
 
 @dataclass(frozen=True)
@@ -306,10 +307,24 @@ class Controlled(Denoising):
             pictures = given.pictures[None]
             if control.net.sees_latents:
                 pictures = torch.stack([item.extras['controls'][given.index] for item in group])
-            pictures = pictures.to(self.device, self.dtype)
-            features.append(control.features(pictures, given.frames, request.num_frames))
+            features.append(self._features(control, pictures, given.frames, request))
         nets = [self.controls[given.index].net for given in request.controls]
         return Conductor(request.controls, nets, features, request.options, guided)
+
+    def _features(
+        self, control: Any, pictures: Tensor, frames: tuple[int, ...], request: Request
+    ) -> Tensor:
+        """Of pictures [R, K, C, H, W]: [R, T, C, H, W], with windows in main memory."""
+        total, place = request.num_frames, self._place(request)
+        size = total if request.options.windows is None else _FEATURES
+        parts = []
+        for first in range(0, total, size):
+            count = min(size, total - first)
+            inside = [k for k, frame in enumerate(frames) if first <= frame < first + count]
+            seen = pictures[:, inside].to(self.device, self.dtype)
+            places = tuple(frames[k] - first for k in inside)
+            parts.append(control.features(seen, places, count).to(place))
+        return torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True)
@@ -354,6 +369,7 @@ class Conductor:
             if not given.works(span):
                 continue
             seen = features if frames is None else features[:, frames.to(features.device)]
+            seen = seen.to(latents.device)
             half = self.guided and (given.guess or net.pooled)
             sample, prompts = (x.chunk(2)[1] if half else x for x in (latents, text))
             if len(seen) not in (1, len(sample)):  # both halves see the same

@@ -8,20 +8,25 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmvideo.diffusion.deep_cache import DeepMemory
 from mmvideo.diffusion.free_init import replace_high_frequencies
 from mmvideo.diffusion.objective import add_noise
 from mmvideo.diffusion.sampling import Callback, guide, sample
 from mmvideo.editors.image_prompts import image_keys
+from mmvideo.editors.offload import Offloading
 from mmvideo.editors.options import block_names
+from mmvideo.editors.out_of_memory import FrugalTrunk, TrunkCall, decode_frugally
 from mmvideo.editors.prompts import PromptTrack
 from mmvideo.editors.request import Request, Sample
 from mmvideo.errors import InputError
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
+from mmvideo.models.unet.context import DeepFeatures
 
 # Shares of a sampling, in [0, 1], where a step begins and ends.
 Span = tuple[float, float]
@@ -44,11 +49,36 @@ class Denoising:
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
+    # How parts come to the device one at a time, see ``offload``; None when all are there.
+    offloading: Offloading | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
+        """Where the denoiser computes."""
+        if self.offloading is not None:
+            return self.offloading.device
         return next(self.unet.parameters()).device
+
+    def offload(self, mode: str | None, device: str | torch.device | None = None) -> None:
+        """Keep the weights in main memory and compute elsewhere.
+
+        Args:
+            mode: one of ``MODES``, see ``mmvideo.editors.offload``; None brings all back to where
+                they were computed with.
+            device: where to compute; None is where the denoiser is.
+
+        Raises:
+            ConfigError: no such mode.
+        """
+        place = self.device if device is None else torch.device(device)
+        if self.offloading is not None:
+            self.offloading.end()
+            self.offloading = None
+        assert isinstance(self, torch.nn.Module)
+        if mode is None:
+            self.to(place)
+        else:
+            self.offloading = Offloading(self, mode, place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,7 +119,9 @@ class Denoising:
         noise = noise.to(self._place(request))
         self._prepare(group, request)
         predict = self._predictor(group, request)
-        latents = self._noised(group, request, schedules[0], noise)
+        before = self._steps_before(request, schedules[0])
+        total = before + sum(counts)
+        latents = self._noised(group, request, schedules[0], noise, _counted(callback, 0, total))
         free_init = request.options.free_init
         low_pass = None if free_init is None else free_init.low_pass(*noise.shape[-3:])
         for turn, schedule in enumerate(schedules):
@@ -102,26 +134,45 @@ class Denoising:
                 fresh = self._noised(group, request, schedule, drawn.to(noise))
                 latents = replace_high_frequencies(kept, fresh, low_pass)
             latents = sample(
-                _by_windows(predict, request, counts[turn]),
+                by_windows(predict, request, counts[turn]),
                 schedule.scheduler,
                 latents,
                 schedule.timesteps,
                 generators,
                 request.eta,
-                _counted(callback, sum(counts[:turn]), sum(counts)),
+                _counted(callback, before + sum(counts[:turn]), total),
             )
         return latents
 
     def _predictor(self, group: list[Sample], request: Request) -> Predict:
-        """The denoiser with guidance; what is the same in every step is computed here."""
-        options, guided = request.options, request.options.guided
+        """The denoiser, with guidance in the steps that have it."""
+        options = request.options
+        usual = self._denoiser(group, request, options.guided)
+        if not options.guided or options.guidance_interval == (0.0, 1.0):
+            return usual
+        alone = self._denoiser(group, request, False)
+
+        def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor, span: Span) -> Tensor:
+            half = usual if options.guides(span) else alone
+            return half(scaled, frames, timestep, span)
+
+        return predict
+
+    def _denoiser(self, group: list[Sample], request: Request, guided: bool) -> Predict:
+        """The denoiser with or without guidance; what all steps share is computed here."""
+        options = request.options
         context = self._context(group, guided, request)
         extra = self._condition(group, request, guided)
         conditions = self._conditions(group, request, extra, guided)
         height, width = self._noise_shape(request)[-2:]
         images = image_keys(self, request.pictures, (height, width), len(group), guided)
+        if options.windows is not None:
+            images = {layer: [k.waiting() for k in keys] for layer, keys in images.items()}
         controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
         conduct = self._conductor(group, request, guided)
+        trunk = FrugalTrunk(self.unet, guided)
+        told = {'guidance': float(options.guidance.values[0])} if options.told_guidance else {}
+        memory = None if options.deep_cache is None else options.deep_cache.memory()
 
         def predict(scaled: Tensor, frames: Tensor | None, timestep: Tensor, span: Span) -> Tensor:
             noisy = torch.cat([scaled] * 2) if guided else scaled
@@ -129,16 +180,21 @@ class Denoising:
             halves = self._model_input(noisy, extra, frames)
             seen, changed = images, controls
             if frames is not None:
-                seen = {layer: [i.select(frames) for i in keys] for layer, keys in images.items()}
+                seen = {
+                    layer: [i.select(frames, self.device) for i in keys]
+                    for layer, keys in images.items()
+                }
                 changed = controls.at(frames)
+            if memory is not None:
+                assert options.deep_cache is not None
+                deep = _deep_features(memory, options.deep_cache.depth, frames, span)
+                changed = replace(changed, deep=deep)
             step = timestep.to(self.device)
             text, added = context.at(frames), {}
             if conduct is not None:
                 added = conduct(noisy, step, text, frames, span, controls.windows)
-            prediction = self.unet(
-                halves, step, text, images=seen, controls=changed, conditions=conditions, **added
-            )
-            prediction = prediction.to(scaled)
+            call = TrunkCall(halves, text, seen, conditions, added, told)
+            prediction = trunk(call, step, changed).to(scaled)
             if not guided:
                 return prediction
             scale = options.guidance_scale(frames)
@@ -214,8 +270,17 @@ class Denoising:
     def _prepare(self, group: list[Sample], request: Request) -> None:
         """What else is drawn from the samples' generators, after their noise."""
 
+    def _steps_before(self, request: Request, schedule: Schedule) -> int:
+        """Calls of the denoiser that ``_noised`` needs."""
+        return 0
+
     def _noised(
-        self, group: list[Sample], request: Request, schedule: Schedule, noise: Tensor
+        self,
+        group: list[Sample],
+        request: Request,
+        schedule: Schedule,
+        noise: Tensor,
+        callback: Callback | None = None,
     ) -> Tensor:
         """Latents at the noise level of the first timestep, float32, where ``noise`` is."""
         return noise * schedule.scheduler.init_noise_sigma
@@ -234,12 +299,16 @@ class Denoising:
     # Pictures ---------------------------------------------------------------------------------
 
     def encode(self, pictures: Tensor, generator: torch.Generator, chunk_size: int = 16) -> Tensor:
-        """Latents [F, C, H, W], float32, drawn for pictures [F, 3, H, W] in [-1, 1]."""
+        """Latents [F, C, H, W], float32 on the CPU, drawn for pictures [F, 3, H, W] in [-1, 1]."""
         parts = []
         for chunk in pictures.split(chunk_size):
-            moments = self.vae.encode(chunk.to(self.device, self.vae.dtype)).latent_dist
+            encoded = self.vae.encode(chunk.to(self.device, self.vae.dtype))
+            if not hasattr(encoded, 'latent_dist'):  # a tiny VAE's are no distribution
+                parts.append(encoded.latents.float())
+                continue
+            moments = encoded.latent_dist
             noise = torch.randn(moments.mean.shape, generator=generator)
-            parts.append((moments.mean + moments.std * noise.to(moments.mean)).float())
+            parts.append((moments.mean + moments.std * noise.to(moments.mean)).float().cpu())
         return torch.cat(parts) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor, chunk_size: int = 16) -> Tensor:
@@ -251,15 +320,24 @@ class Denoising:
     def decode_chunks(self, frames: Tensor, chunk_size: int = 16) -> Iterator[Tensor]:
         """Latents [F, C, H, W], on any device, to pictures [f, C, H, W] as they are decoded.
 
-        A clip of any length needs memory for one chunk.
+        A clip of any length needs memory for one chunk; one that is too large for the memory is
+        halved, and so are those after it.
+
+        Raises:
+            InputError: the memory is too small for one frame.
         """
-        vae = self.vae
-        for chunk in frames.split(chunk_size):
-            chunk = chunk.to(vae.device, vae.dtype) / vae.config.scaling_factor
-            yield vae.decode(chunk).sample.float().add(1).div(2).clamp(0, 1).cpu()
+        while len(frames):
+            pictures, chunk_size = decode_frugally(self._pictures, frames, chunk_size)
+            frames = frames[len(pictures) :]
+            yield pictures
+
+    def _pictures(self, latents: Tensor) -> Tensor:
+        """Latents [f, C, H, W] to pictures in [0, 1] on the CPU, at once."""
+        latents = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(latents).sample.float().add(1).div(2).clamp(0, 1).cpu()
 
 
-def _by_windows(
+def by_windows(
     predict: Predict, request: Request, steps: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """``predict`` for the whole clip, or for the windows of each of ``steps`` calls, joined."""
@@ -273,6 +351,17 @@ def _by_windows(
         return plan.fuse(lambda part, frames: predict(part, frames, timestep, span), scaled, 2)
 
     return denoise
+
+
+def _deep_features(
+    memory: DeepMemory, depth: int, frames: Tensor | None, span: Span
+) -> DeepFeatures:
+    """What the denoiser is told of deep features: each window of a clip has its own."""
+    key = None if frames is None else tuple(frames.tolist())
+    step = round(span[0] / (span[1] - span[0]))
+    return DeepFeatures(
+        depth, memory.recall(key, step), lambda features: memory.keep(key, step, features)
+    )
 
 
 def _counted(callback: Callback | None, before: int, total: int) -> Callback | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ class Facts:
         max_frames: positions of the motion modules; None without a limit that a config tells.
         levels: stages of the denoiser on its way down.
         num_frames: length of the clips of training, where the denoiser's config tells.
+        deepest: see ``VideoUNet.deepest``.
+        told_guidance: whether the denoiser has guidance in itself, see
+            ``VideoUNet.time_cond_proj_dim``.
     """
 
     vae_scale: int
@@ -34,6 +37,8 @@ class Facts:
     max_frames: int | None
     levels: int = 4
     num_frames: int | None = None
+    deepest: int = 11
+    told_guidance: bool = False
 
     @property
     def default_size(self) -> int:
@@ -44,17 +49,30 @@ class Facts:
 def read_facts(model: Mapping[str, Any]) -> Facts:
     """The facts of ``cfg.model``; reads ``config.json`` files, never weights."""
     vae = _settings(model.get('vae'))
-    levels = len(vae.get('block_out_channels', ())) or _VAE_LEVELS
+    levels = len(vae_widths(vae)) or _VAE_LEVELS
     unet = _settings(model.get('unet'))
     size = unet.get('sample_size') or SAMPLE_SIZE
+    stages = len(unet.get('block_out_channels', ())) or 4
     return Facts(
         vae_scale=2 ** (levels - 1),
         latent_channels=vae.get('latent_channels', 4),
         sample_size=size if isinstance(size, int) else size[0],
         max_frames=_max_frames(model.get('motion_module')),
-        levels=len(unet.get('block_out_channels', ())) or 4,
+        levels=stages,
         num_frames=unet.get('num_frames'),
+        deepest=_deepest(unet.get('layers_per_block', 2), stages),
+        told_guidance=unet.get('time_cond_proj_dim') is not None,
     )
+
+
+def vae_widths(settings: Mapping[str, Any]) -> Sequence[int]:
+    """Channels of a VAE's levels; empty where its settings do not tell."""
+    return settings.get('block_out_channels') or settings.get('decoder_block_out_channels') or ()
+
+
+def _deepest(layers: int | Sequence[int], stages: int) -> int:
+    """Layers and changes of size on the denoiser's way down."""
+    return (layers * stages if isinstance(layers, int) else sum(layers)) + stages - 1
 
 
 def text_layers(model: Mapping[str, Any]) -> int | None:

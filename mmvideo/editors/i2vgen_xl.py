@@ -11,9 +11,17 @@ from torch import Tensor
 from mmvideo.editors.checks import check_range, check_whole
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
+from mmvideo.editors.options import COMMON
 from mmvideo.editors.parts import weight_files
 from mmvideo.editors.preprocessor import first_frames, given
-from mmvideo.editors.request import Request, Sample, check_size, make_samples, spread
+from mmvideo.editors.request import (
+    Request,
+    Sample,
+    check_clip_skip,
+    check_size,
+    make_samples,
+    spread,
+)
 from mmvideo.errors import ConfigError, InputError
 from mmvideo.models.conditioning.i2vgen import (
     check_cover,
@@ -42,12 +50,12 @@ class I2VGenXL(LatentDiffusion):
         noise_offset: what is added to the noise of training for each channel of a frame as a
             whole, in deviations; 0.1 for the published weights.
         clip_fps: frames a second of clips in training whose dataset gives no ``fps``.
+        train_clip_skip: layers left out at the end of the text encoder in training; what ``infer``
+            leaves out is its ``clip_skip``.
         kwargs: see ``LatentDiffusion``.
     """
 
-    _OPTIONS = ('free_u',)
-    _FRAMES = 'num_frames'
-    _CLIP_SKIP = 1
+    _OPTIONS = ('free_u', *COMMON)
     part_registries = {
         **LatentDiffusion.part_registries,
         'image_encoder': 'MODELS',
@@ -61,6 +69,7 @@ class I2VGenXL(LatentDiffusion):
         condition_dropout: float = 0.0,
         noise_offset: float = 0.0,
         clip_fps: int = 16,
+        train_clip_skip: int = 1,
         **kwargs: Any,
     ) -> None:
         _check_parts(image_encoder, feature_extractor)
@@ -78,6 +87,8 @@ class I2VGenXL(LatentDiffusion):
         self.condition_dropout = condition_dropout
         self.noise_offset = noise_offset
         self.clip_fps = clip_fps
+        check_clip_skip(train_clip_skip, self.text_encoder.config.num_hidden_layers)
+        self.train_clip_skip = train_clip_skip
 
     def train(self, mode: bool = True) -> I2VGenXL:
         """See ``LatentDiffusion.train``; the image encoder stays as it is."""
@@ -91,7 +102,7 @@ class I2VGenXL(LatentDiffusion):
         prompt: Any,
         image: Any = None,
         negative_prompt: Any = None,
-        num_frames: int = 16,
+        video_length: int = 16,
         target_fps: int = 16,
         height: int = 704,
         width: int = 1280,
@@ -105,8 +116,10 @@ class I2VGenXL(LatentDiffusion):
         decode_chunk_size: int = 1,
         callback: Callable | None = None,
         *,
-        clip_skip: int | None = _CLIP_SKIP,
+        clip_skip: int | None = 1,
         free_u: dict[str, Any] | bool | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate pictures.
@@ -117,7 +130,7 @@ class I2VGenXL(LatentDiffusion):
                 list of them for several samples. It is scaled to cover the video and cut at the
                 middle; the image encoder sees its middle square.
             negative_prompt: what to steer away from; one for all, or one for each prompt.
-            num_frames: of the clip; the published weights were trained on 16 and 32.
+            video_length: frames; the published weights were trained on 16 and 32.
             target_fps: frames a second that the denoiser is told, which sets how far things move
                 from frame to frame. The rate of a file is another matter.
             height: pixels, a multiple of the VAE's factor.
@@ -127,6 +140,7 @@ class I2VGenXL(LatentDiffusion):
 
         Other arguments, result and errors: see ``AnimateDiff.infer``.
         """
+        call = dict(locals())
         _check_sizes(height, width, self.vae_scale)
         pictures = _opened(image)
         samples = make_samples(
@@ -137,24 +151,13 @@ class I2VGenXL(LatentDiffusion):
             generator,
             latents,
             repeat=len(pictures),
-            num_frames=num_frames,
+            num_frames=video_length,
         )
-        request = Request(
-            samples=samples,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            options=self._options(num_frames, guidance_scale=guidance_scale, free_u=free_u),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            output_type=output_type,
-            clip_skip=clip_skip,
-        )
+        request = self._request(call, samples, height, width)
         self._check(request)
         check_whole('target_fps', target_fps, 1)
         for picture in pictures:
-            _check_picture(picture, height, width)
+            _check_picture(picture, height, width, self.vae_scale)
         count = len(samples) // num_videos_per_prompt
         if len(pictures) not in (1, count):
             raise InputError(f'{len(pictures)} images for {len(samples)} samples.')
@@ -168,12 +171,13 @@ class I2VGenXL(LatentDiffusion):
     def check(cls, model: dict, arguments: dict) -> None:
         """See ``LatentDiffusion.check``; the picture and the frames a second too."""
         size = (arguments.get('height', 704), arguments.get('width', 1280))
-        _check_sizes(*size, read_facts(model).vae_scale)
+        multiple = read_facts(model).vae_scale
+        _check_sizes(*size, multiple)
         super().check(model, arguments)
         _check_parts(model.get('image_encoder'), model.get('feature_extractor'))
         check_whole('target_fps', arguments.get('target_fps', 16), 1)
         for picture in _opened(arguments.get('image')):
-            _check_picture(picture, *size)
+            _check_picture(picture, *size, multiple)
 
     @classmethod
     def check_training(cls, model: Any) -> None:
@@ -240,8 +244,10 @@ class I2VGenXL(LatentDiffusion):
     def _clean_latents(self, video: Tensor | None, samples: dict) -> Tensor:
         clean = super()._clean_latents(video, samples)
         if self.image_encoder is not None:
-            # Latents from a cache come without frames, so the first is decoded.
-            if video is None:
+            # Latents from a cache come without frames; without the first, it is decoded.
+            if video is None and 'image' in samples:
+                samples['pictures'] = samples['image'].cpu()
+            elif video is None:
                 samples['pictures'] = self.decode(clean[:, :, :1])[:, :, 0]
             else:
                 samples['pictures'] = first_frames(video)
@@ -297,8 +303,13 @@ def _check_sizes(height: Any, width: Any, multiple: int) -> None:
         check_size(name, value, multiple)
 
 
-def _check_picture(picture: Image.Image, height: int, width: int) -> None:
+def _check_picture(picture: Image.Image, height: int, width: int, multiple: int) -> None:
     """The picture must cover the video, and the square that the image encoder sees."""
+    if min(picture.size) < multiple:
+        raise InputError(
+            f'image is {picture.width}x{picture.height} px: expected at least '
+            f'{multiple}x{multiple}.'
+        )
     check_cover(picture.size, width, height)
     check_cover(picture.size, width, width)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmvideo.checkpoints.save import save_part, save_scheduler, save_tokenizer
+from mmvideo.checkpoints.save import save_part, save_tokenizer
 from mmvideo.diffusion.objective import (
     PREDICTION_TYPES,
     add_noise,
@@ -24,16 +24,20 @@ from mmvideo.editors.image_prompts import (
     image_prompts,
     prepare_image_prompts,
 )
-from mmvideo.editors.latent_editor import LatentEditor
+from mmvideo.editors.latent_editor import LatentEditor, check_lora
+from mmvideo.editors.memory import check_memory, cut_vae
+from mmvideo.editors.offload import check_mode
 from mmvideo.editors.options import Options, read_options
 from mmvideo.editors.parts import (
     build_unet,
+    check_trained_vae,
     weight_files,
     with_trained_betas,
 )
 from mmvideo.editors.preprocessor import build_preprocessor, given
 from mmvideo.editors.request import (
     Request,
+    Sample,
     as_prompts,
     check_clip_skip,
     check_seeds,
@@ -44,6 +48,8 @@ from mmvideo.models.conditioning.text import encode_prompts
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 
 _SHARED_SETTINGS = ('num_inference_steps', 'eta', 'decode_chunk_size', 'output_type')
+# Arguments of ``infer`` that a request holds as they are.
+_KEPT = (*_SHARED_SETTINGS, 'clip_skip')
 
 
 class LatentDiffusion(Adaptable, LatentEditor):
@@ -59,18 +65,22 @@ class LatentDiffusion(Adaptable, LatentEditor):
         motion_module: config of ``MotionModule``, for editors that animate.
         trainable: regular expressions over parameter names (``unet.down_blocks...``,
             ``text_encoder...``); a parameter is trained when one matches.
+        lora: in place of ``trainable``, a LoRA of the denoiser to train, such as
+            ``dict(rank=8, alpha=8, targets=['attentions.*to_[qkv]'])``, see
+            ``mmvideo.models.adapters.trained_lora.LoRASettings``.
         caption_dropout: probability, per sample, of training without its caption.
         min_snr_gamma: None for the plain mean squared error.
         timestep_range: training draws its timesteps from ``[first, last)``; None is all of them.
         predict: arguments of ``infer`` when a runner tests or validates.
         data_preprocessor: see ``VideoPreprocessor``.
         adapters: configs of ``LoRA``, ``MotionLoRA``, ``TextualInversion``, ....
+        vae_tiling: pictures go through the VAE in tiles, see ``cut_vae``.
+        vae_slicing: and one after the other.
+        offload: weights wait in main memory, see ``mmvideo.editors.offload``.
     """
 
-    # What ``infer`` calls the number of frames.
-    _FRAMES = 'video_length'
-    # Layers of the text encoder that training leaves out.
-    _CLIP_SKIP: int | None = None
+    # Layers at the end of the text encoder that training leaves out.
+    train_clip_skip: int | None = None
     part_registries = {
         'vae': 'MODELS',
         'text_encoder': 'MODELS',
@@ -93,14 +103,19 @@ class LatentDiffusion(Adaptable, LatentEditor):
         train_scheduler: dict | None = None,
         motion_module: dict | None = None,
         trainable: Sequence[str] = (),
+        lora: dict | None = None,
         caption_dropout: float = 0.1,
         min_snr_gamma: float | None = None,
         timestep_range: Sequence[int] | None = None,
         predict: dict | None = None,
         data_preprocessor: dict | None = None,
         adapters: Sequence[dict] = (),
+        vae_tiling: dict[str, Any] | bool | None = None,
+        vae_slicing: bool = False,
+        offload: str | None = None,
     ) -> None:
         super().__init__(build_preprocessor(data_preprocessor))
+        check_mode(offload)
         self._parts = dict(
             vae=vae, text_encoder=text_encoder, unet=unet, motion_module=motion_module
         )
@@ -112,6 +127,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         self.train_scheduler = SCHEDULERS.build(train_scheduler or scheduler)
         self.tokenizer = TOKENIZERS.build(tokenizer)
         self.vae = MODELS.build(vae)
+        cut_vae(self.vae, vae_tiling, vae_slicing)
+        self.offload_mode = offload
         self.text_encoder = MODELS.build(text_encoder)
         self.unet = unet_  # last, as its place says where its optimizer state is
         self.scheduler = with_trained_betas(self.scheduler, scheduler, self.unet)
@@ -123,7 +140,9 @@ class LatentDiffusion(Adaptable, LatentEditor):
         self.timestep_range = _bounds(timestep_range, self.train_scheduler)
         self.predict_arguments = dict(predict or {})
         self._check_prediction_type()
+        check_lora(dict(lora=lora, trainable=trainable))
         self.set_trainable(trainable)
+        self._train_lora(lora)
         self._attach_adapters(adapters)
 
     # Parts ------------------------------------------------------------------------------------
@@ -157,6 +176,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         Raises:
             ConfigError: naming the setting.
         """
+        check_trained_vae(model.get('vae'))
+        check_lora(model)
         if model.get('timestep_range') is not None:
             schedule = SCHEDULERS.build(copy.deepcopy(_training_schedule(model)))
             _bounds(model['timestep_range'], schedule)
@@ -184,12 +205,14 @@ class LatentDiffusion(Adaptable, LatentEditor):
         """
         known = cls.check_names(arguments)
         check_adapters(model.get('adapters') or ())
+        check_memory(model)
         facts = read_facts(model)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values.update(arguments)
-        frames = values.get(cls._FRAMES, 1)
+        frames = values.get('video_length', 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
-        options = read_options(chosen, frames, facts.max_frames, facts.levels)
+        limits = (facts.max_frames, facts.levels, facts.deepest, facts.told_guidance)
+        options = read_options(chosen, frames, *limits)
         as_prompts(values.get('prompt'), num_frames=frames)
         unwanted = values.get('negative_prompt')
         as_prompts('' if unwanted is None else unwanted, 'negative_prompt', frames)
@@ -206,6 +229,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             multiple=facts.vae_scale,
             max_frames=options.frame_limit(facts.max_frames),
         )
+        options.check_steps(values['num_inference_steps'])
         if values.get('clip_skip') is not None:
             check_clip_skip(values['clip_skip'], text_layers(model))
         height, width = values.get('height'), values.get('width')
@@ -215,10 +239,43 @@ class LatentDiffusion(Adaptable, LatentEditor):
         clip = None if height is None or width is None else (height, width)
         check_image_prompts(model, image_prompts(values), frames, clip)
 
-    def _options(self, num_frames: int, **values: Any) -> Options:
+    def _request(
+        self,
+        call: Mapping[str, Any],
+        samples: list[Sample],
+        height: int,
+        width: int,
+        **more: Any,
+    ) -> Request:
+        """What a call of ``infer`` asks for.
+
+        Args:
+            call: all its arguments.
+            samples: made of its prompts and seeds.
+            height: pixels, found out where the call leaves it open.
+            width: likewise.
+            more: what an editor has made of other arguments, see ``Request``.
+        """
+        frames = call.get('video_length', 1)
+        return Request(
+            samples=samples,
+            num_frames=frames,
+            height=height,
+            width=width,
+            options=self._options(call, frames),
+            image_prompts=image_prompts(call),
+            **{name: call[name] for name in _KEPT if name in call},
+            **more,
+        )
+
+    def _options(self, call: Mapping[str, Any], num_frames: int) -> Options:
         """The options among the arguments of ``infer``."""
+        chosen = {name: call[name] for name in ('guidance_scale', *self._OPTIONS)}
         levels = len(self.unet.down_blocks)
-        return read_options(values, num_frames, self.unet.max_frames, levels)
+        told = self.unet.time_cond_proj_dim is not None
+        return read_options(
+            chosen, num_frames, self.unet.max_frames, levels, self.unet.deepest, told
+        )
 
     def _check(self, request: Request) -> None:
         """``check`` for a model that is built."""
@@ -230,6 +287,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             multiple=self.vae_scale,
             max_frames=request.options.frame_limit(self.unet.max_frames),
         )
+        request.options.check_steps(request.num_inference_steps)
         check_clip_skip(request.clip_skip, self.text_encoder.config.num_hidden_layers)
         self._check_latents(request)
         clip = (request.height, request.width)
@@ -241,7 +299,6 @@ class LatentDiffusion(Adaptable, LatentEditor):
 
     def loss(self, clean: torch.Tensor, data_samples: dict) -> dict[str, torch.Tensor]:
         """The denoising loss for clean latents [N, C, T, H, W] (Ho et al. 2020, algorithm 1)."""
-        config = self.train_scheduler.config
         noise = self._training_noise(clean)
         timesteps = torch.randint(*self.timestep_range, clean.shape[:1], device=clean.device)
         alpha_bar = self.train_scheduler.alphas_cumprod.to(clean.device)[timesteps]
@@ -249,11 +306,15 @@ class LatentDiffusion(Adaptable, LatentEditor):
         context = self._training_context(given(data_samples, 'caption', 'a text'))
         others = self._training_arguments(clean, data_samples)
         prediction = self.unet(noisy, timesteps, context, **others)
-        kind = config.prediction_type
+        kind = self.train_scheduler.config.prediction_type
         target = prediction_target(kind, clean, noise, alpha_bar)
-        gamma = self.min_snr_gamma
-        weights = None if gamma is None else min_snr_weights(kind, alpha_bar, gamma)
+        weights = self._loss_weights(alpha_bar, data_samples)
         return dict(loss=weighted_mse(prediction, target, weights))
+
+    def _loss_weights(self, alpha_bar: torch.Tensor, samples: dict) -> torch.Tensor | None:
+        """Weights of the loss, see ``weighted_mse``."""
+        gamma, kind = self.min_snr_gamma, self.train_scheduler.config.prediction_type
+        return None if gamma is None else min_snr_weights(kind, alpha_bar, gamma)
 
     def _training_noise(self, clean: torch.Tensor) -> torch.Tensor:
         return torch.randn_like(clean)
@@ -269,7 +330,9 @@ class LatentDiffusion(Adaptable, LatentEditor):
         dropped = torch.rand(len(captions)) < self.caption_dropout
         texts = ['' if d else c for d, c in zip(dropped.tolist(), captions, strict=True)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_text):
-            return encode_prompts(self.tokenizer, self.text_encoder, texts, None, self._CLIP_SKIP)
+            return encode_prompts(
+                self.tokenizer, self.text_encoder, texts, None, self.train_clip_skip
+            )
 
     def _predict(self, inputs: torch.Tensor | None, samples: dict) -> list[dict]:
         """Samples for a batch's captions, one dict each, with what metrics compare them to."""
@@ -297,9 +360,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             config = self.text_encoder.config.to_dict()
             save_part(folder / 'text_encoder', config, self.text_encoder, dtype=dtype)
             save_tokenizer(folder / 'tokenizer', self.tokenizer)
-        if any(p.requires_grad for p in self.unet.parameters()):
-            self._save_unet(folder, dtype)
-            save_scheduler(folder / 'scheduler', self.scheduler)
+        self._save_denoiser(folder, dtype)
 
 
 def _training_schedule(model: Mapping[str, Any]) -> Any:

@@ -11,13 +11,29 @@ from typing import Any
 import torch
 from mmengine.model import BaseModel
 
-from mmvideo.checkpoints.save import save_part
+from mmvideo.checkpoints.save import save_part, save_scheduler
 from mmvideo.editors.denoising import Denoising
 from mmvideo.editors.facts import SAMPLE_SIZE
 from mmvideo.editors.parts import export_unet_config
 from mmvideo.editors.request import Request
 from mmvideo.errors import ConfigError, InputError, nearest
+from mmvideo.models.adapters.low_rank import LowRank
+from mmvideo.models.adapters.trained_lora import FILE_NAME as LORA_FILE
+from mmvideo.models.adapters.trained_lora import add_trained_lora, read_settings, save_lora
 from mmvideo.models.conditioning.image import prepare_condition_image
+
+
+def check_lora(model: Mapping[str, Any]) -> None:
+    """Refuse settings of a LoRA to be trained that cannot be, from ``cfg.model`` alone.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if model.get('lora') is None:
+        return
+    read_settings(model['lora'])
+    if model.get('trainable'):
+        raise ConfigError('model.lora trains beside a frozen model: leave model.trainable empty.')
 
 
 class LatentEditor(Denoising, BaseModel):
@@ -26,6 +42,9 @@ class LatentEditor(Denoising, BaseModel):
     A class has ``infer`` and ``loss``, and builds ``vae``, ``unet`` and ``scheduler``.
     """
 
+    # What ``offload`` is called with by who runs the editor.
+    offload_mode: str | None = None
+    lora: dict[str, LowRank]  # pairs in training, by the denoiser's layer
     # Of the options of a call (``mmvideo.editors.options``) those that this editor takes.
     _OPTIONS: tuple[str, ...] = ()
 
@@ -79,13 +98,19 @@ class LatentEditor(Denoising, BaseModel):
         Raises:
             ConfigError: a pattern that matches nothing.
         """
-        compiled = [re.compile(p) for p in patterns]
-        names = [name for name, _ in self.named_parameters()]
-        for pattern in compiled:
-            if not any(pattern.search(name) for name in names):
-                raise ConfigError(f'model.trainable: {pattern.pattern!r} matches no parameter.')
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(any(p.search(name) for p in compiled))
+        select_trainable(self, patterns)
+
+    def _train_lora(self, config: Mapping[str, Any] | None) -> None:
+        """Train a LoRA of the denoiser, whose config is ``model.lora``; None trains none.
+
+        Raises:
+            ConfigError: settings that cannot be.
+        """
+        self.lora = {}
+        if config is None:
+            return
+        assert not any(parameter.requires_grad for parameter in self.parameters())
+        self.lora = add_trained_lora(self.unet, read_settings(config))
 
     def train(self, mode: bool = True) -> LatentEditor:
         """Training mode for the denoiser; the VAE stays as it is."""
@@ -143,5 +168,29 @@ class LatentEditor(Denoising, BaseModel):
 
     # Export -----------------------------------------------------------------------------------
 
+    def _save_denoiser(self, folder: Path, dtype: str | None) -> None:
+        """Write what of the denoiser was trained: ``lora``, or the parts of it that a class names;
+        then its scheduler too."""
+        if self.lora:
+            save_lora(folder / 'lora' / LORA_FILE, self.lora, dtype)
+        elif any(parameter.requires_grad for parameter in self.unet.parameters()):
+            self._save_unet(folder, dtype)
+            save_scheduler(folder / 'scheduler', self.scheduler)
+
     def _save_unet(self, folder: Path, dtype: str | None) -> None:
         save_part(folder / 'unet', export_unet_config(self.unet), self.unet, dtype=dtype)
+
+
+def select_trainable(model: torch.nn.Module, patterns: Sequence[str]) -> None:
+    """Train the parameters that a pattern matches, freeze all others.
+
+    Raises:
+        ConfigError: a pattern that matches nothing.
+    """
+    compiled = [re.compile(p) for p in patterns]
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in compiled:
+        if not any(pattern.search(name) for name in names):
+            raise ConfigError(f'model.trainable: {pattern.pattern!r} matches no parameter.')
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(p.search(name) for p in compiled))

@@ -1,9 +1,11 @@
-"""How a call samples beyond steps and sizes: windows, FreeInit, FreeU, FreeNoise, motion, guidance.
+"""How a call samples beyond steps and sizes: windows, FreeInit, FreeU, FreeNoise, motion, guidance,
+DeepCache.
 
 Each is an argument of ``infer``, so also a key of a config's ``infer``:
 
     windows=dict(length=16, overlap=4), free_init=dict(num_iters=3), free_u=True,
-    guidance_scale={0: 9.0, 8: 5.0}, motion_strength={'up': 0.5}
+    guidance_scale={0: 9.0, 8: 5.0}, motion_strength={'up': 0.5}, guidance_interval=[0.0, 0.8],
+    deep_cache=dict(interval=3, depth=2)
 
 T frames.
 """
@@ -11,6 +13,7 @@ T frames.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mmvideo.diffusion.deep_cache import DeepCache
 from mmvideo.diffusion.free_init import METHODS, FreeInit
 from mmvideo.diffusion.free_noise import NOISES, FreeNoise
 from mmvideo.diffusion.free_u import FreeU
@@ -29,7 +33,12 @@ from mmvideo.editors.timeline import Timeline, is_keyframes, number_timeline
 from mmvideo.errors import InputError, nearest
 from mmvideo.models.unet.context import Controls
 
-OPTIONS = ('windows', 'free_init', 'free_u', 'free_noise', 'motion_scale', 'motion_strength')
+# Options that every editor takes which has the trunk in it.
+COMMON = ('guidance_interval', 'deep_cache')
+OPTIONS = (
+    *('windows', 'free_init', 'free_u', 'free_noise', 'motion_scale', 'motion_strength'),
+    *COMMON,
+)
 MOST_MOTION = 10  # largest factor on motion
 _USUAL = 16  # frames of a window where nobody says
 _BLOCK = re.compile(r'all|mid|(down|up)(\.\d+)?')
@@ -45,6 +54,8 @@ class Options:
         guidance: scale of classifier-free guidance over the frames.
         motion_scale: by block, factor on the temporal attention's queries.
         motion_strength: by block, factor on what motion modules add.
+        guidance_interval: shares of the steps between which guidance is on.
+        told_guidance: the denoiser is told of the guidance, which needs no second half then.
     """
 
     num_frames: int
@@ -55,11 +66,31 @@ class Options:
     free_noise: FreeNoise | None = None
     motion_scale: Mapping[str, Timeline] = field(default_factory=dict)
     motion_strength: Mapping[str, Timeline] = field(default_factory=dict)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    deep_cache: DeepCache | None = None
+    told_guidance: bool = False
 
     @property
     def guided(self) -> bool:
-        """Whether any frame is guided; a scale of 1 or less is not."""
-        return max(self.guidance.values) > 1
+        """Whether any frame is guided by a second half; a scale of 1 or less is not."""
+        return max(self.guidance.values) > 1 and not self.told_guidance
+
+    def guides(self, span: tuple[float, float]) -> bool:
+        """Whether a step from one share of the sampling to another is guided: if it lies inside."""
+        first, last = self.guidance_interval
+        return self.guided and first <= span[0] and span[1] <= last
+
+    def check_steps(self, steps: int) -> None:
+        """Raise InputError where guidance is wanted and none of ``steps`` would have it."""
+        spans = ((step / steps, (step + 1) / steps) for step in range(steps))
+        if not self.guided or any(self.guides(span) for span in spans):
+            return
+        first, last = self.guidance_interval
+        low, high = math.floor(first * steps) / steps, math.ceil(last * steps) / steps
+        raise InputError(
+            f'guidance_interval={[first, last]}: none of {steps} steps lies inside; the nearest '
+            f'with one is [{low:g}, {high:g}].'
+        )
 
     def guidance_scale(self, frames: Tensor | None = None) -> float | Tensor:
         """A number, or [1, 1, t, 1, 1] for some frames or all; a frame without guidance has 1."""
@@ -125,7 +156,12 @@ class Options:
 
 
 def read_options(
-    values: Mapping[str, Any], num_frames: int, max_frames: int | None, levels: int
+    values: Mapping[str, Any],
+    num_frames: int,
+    max_frames: int | None,
+    levels: int,
+    deepest: int | None = None,
+    told_guidance: bool = False,
 ) -> Options:
     """Options from arguments of ``infer``; those that are absent are not used.
 
@@ -134,13 +170,15 @@ def read_options(
         num_frames: T.
         max_frames: positions of the motion modules, None without such modules.
         levels: stages of the denoiser on its way down.
+        deepest: the most layers that ``deep_cache`` can run in every step, None where not known.
+        told_guidance: whether the denoiser has guidance in itself.
 
     Raises:
         InputError: naming the argument, its key and value, and the nearest valid one.
     """
     check_whole('num_frames', num_frames, 1)
     noise = _read_free_noise(values.get('free_noise'), max_frames)
-    return Options(
+    found = Options(
         num_frames=num_frames,
         guidance=number_timeline(values.get('guidance_scale', 1.0), 'guidance_scale', num_frames),
         windows=read_windows(values.get('windows'), max_frames),
@@ -151,7 +189,19 @@ def read_options(
             name: _read_motion(values.get(name), name, num_frames, levels)
             for name in ('motion_scale', 'motion_strength')
         },
+        guidance_interval=read_guidance_interval(values.get('guidance_interval')),
+        deep_cache=read_deep_cache(values.get('deep_cache'), deepest),
+        told_guidance=told_guidance,
     )
+    if told_guidance and not found.guidance.constant:
+        raise InputError(
+            'guidance_scale: this model is told of one scale for the whole clip; give a number.'
+        )
+    if told_guidance and found.guidance_interval != (0.0, 1.0):
+        raise InputError(
+            'guidance_interval: this model has guidance in itself, in every step; leave it out.'
+        )
+    return found
 
 
 def block_names(levels: int) -> list[str]:
@@ -160,11 +210,31 @@ def block_names(levels: int) -> list[str]:
     return [*down, 'mid', *up]
 
 
+def read_guidance_interval(value: Any) -> tuple[float, float]:
+    """The argument ``guidance_interval``: two shares of the steps, None for all of them."""
+    if value is None:
+        return (0.0, 1.0)
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    if not pair or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in value):
+        raise InputError(
+            f'guidance_interval={value!r}: expected two shares of the steps, such as [0.0, 0.8].'
+        )
+    first, last = (float(share) for share in value)
+    if not 0 <= first < last <= 1:
+        low, high = sorted(min(max(share, 0.0), 1.0) for share in (first, last))
+        hint = f', such as [{low}, {high}]' if low < high else ''
+        raise InputError(
+            f'guidance_interval={list(value)}: expected 0 <= first < last <= 1{hint}; 0 is where '
+            'sampling begins, 1 where it ends.'
+        )
+    return first, last
+
+
 def read_windows(value: Any, max_frames: int | None = None) -> Windows | None:
     """The argument ``windows``: a dict of settings, the length of a window, or None."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = {'length': value}
-    found = _read(Windows, 'windows', value, length=_usual(max_frames))
+    found = read_settings(Windows, 'windows', value, length=_usual(max_frames))
     if found is None:
         return None
     _check_window('windows.length', found.length, max_frames)
@@ -196,7 +266,7 @@ def _read_free_noise(value: Any, max_frames: int | None) -> FreeNoise | None:
     usual = _usual(max_frames)
     if isinstance(value, Mapping) and value.get('context_length', 0) is None:
         value = {key: item for key, item in value.items() if key != 'context_length'}
-    found = _read(FreeNoise, 'free_noise', value, context_length=usual)
+    found = read_settings(FreeNoise, 'free_noise', value, context_length=usual)
     if found is None:
         return None
     if max_frames is None:
@@ -209,7 +279,7 @@ def _read_free_noise(value: Any, max_frames: int | None) -> FreeNoise | None:
 
 
 def _read_free_init(value: Any) -> FreeInit | None:
-    found = _read(FreeInit, 'free_init', value)
+    found = read_settings(FreeInit, 'free_init', value)
     if found is None:
         return None
     check_whole('free_init.num_iters', found.num_iters, 1, 100)
@@ -222,9 +292,20 @@ def _read_free_init(value: Any) -> FreeInit | None:
 
 
 def _read_free_u(value: Any) -> FreeU | None:
-    found = _read(FreeU, 'free_u', value)
+    found = read_settings(FreeU, 'free_u', value)
     for name in ('s1', 's2', 'b1', 'b2') if found is not None else ():
         check_range(f'free_u.{name}', getattr(found, name), 0, 10)
+    return found
+
+
+def read_deep_cache(value: Any, deepest: int | None = None) -> DeepCache | None:
+    """The argument ``deep_cache``: a dict of settings, the interval, True or None."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = {'interval': value}
+    found = read_settings(DeepCache, 'deep_cache', value)
+    if found is not None:
+        check_whole('deep_cache.interval', found.interval, 1)
+        check_whole('deep_cache.depth', found.depth, 1, deepest)
     return found
 
 
@@ -250,7 +331,7 @@ def _read_motion(value: Any, name: str, num_frames: int, levels: int) -> dict[st
     }
 
 
-def _read(kind: type[_Kind], name: str, value: Any, **usual: Any) -> _Kind | None:
+def read_settings(kind: type[_Kind], name: str, value: Any, **usual: Any) -> _Kind | None:
     """A dict as the dataclass ``kind``; True takes its defaults, None and False nothing."""
     if value is None or value is False:
         return None

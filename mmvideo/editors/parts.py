@@ -16,7 +16,9 @@ from mmvideo.checkpoints.load import load_into, without_weights
 from mmvideo.checkpoints.motion import MotionWeights, describe, merge_conv_in, read_motion
 from mmvideo.checkpoints.single_file import read_model_part
 from mmvideo.checkpoints.sources import DIFFUSERS_FILES, local_root, resolve_weights
+from mmvideo.editors.image_layers import begin_with_pictures
 from mmvideo.errors import ConfigError
+from mmvideo.models.borrowed import has_distribution
 from mmvideo.models.unet import VideoUNet, motion_arguments, unet_arguments, video_config
 from mmvideo.registry import MODELS
 
@@ -27,12 +29,14 @@ _MOTION = '.motion_modules.'
 
 @dataclass
 class Blueprint:
-    """A denoiser before it is built: arguments of ``VideoUNet`` and the weights known for it."""
+    """A denoiser before it is built: arguments of ``VideoUNet`` and the weights known for it, or
+    where those of its image layers are."""
 
     settings: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     dtype: str = 'float32'
     betas: Betas | None = None
+    image_weights: dict[str, Any] | None = None
 
 
 def build_unet(
@@ -45,7 +49,8 @@ def build_unet(
 
     Args:
         unet: config of ``VideoUNet``: ``from_pretrained`` or its architecture. ``ema=True`` takes
-            the EMA copy of a single file that has both.
+            the EMA copy of a single file that has both. A new one may have ``image_weights``, see
+            ``begin_with_pictures``.
         motion_module: config of ``MotionModule``: likewise; None for pictures.
         in_channels: channels of the input when a condition joins the latents. Those that no
             weight file has start at zero.
@@ -74,10 +79,13 @@ def image_blueprint(unet: Mapping[str, Any]) -> Blueprint:
     if keys.pop('type', 'VideoUNet') != 'VideoUNet':
         raise ConfigError(f"model.unet: type {unet['type']!r} is no denoiser; use 'VideoUNet'.")
     dtype, ema = where.pop('dtype', 'float32'), keys.pop('ema', False)
+    image_weights = keys.pop('image_weights', None)
     if 'from_pretrained' not in where:
         if ema:
             raise ConfigError('model.unet: ema=True needs a from_pretrained that has EMA weights.')
-        return Blueprint(keys, dtype=dtype)
+        return Blueprint(keys, dtype=dtype, image_weights=image_weights)
+    if image_weights is not None:
+        raise ConfigError('model.unet takes from_pretrained or image_weights, not both.')
     source = where.pop('from_pretrained')
     config, tensors = read_model_part(source, 'unet', weights=DIFFUSERS_FILES, ema=ema, **where)
     return Blueprint({**unet_arguments(config), **keys}, tensors, dtype)
@@ -148,6 +156,8 @@ def _realise(plan: Blueprint, fresh_motion: bool) -> VideoUNet:
             model = MODELS.build(config)
         load_into(model, plan.tensors, 'unet', plan.dtype)
     model.settings = plan.settings
+    if plan.image_weights is not None:
+        begin_with_pictures(model, plan.image_weights)
     model.trained_betas = plan.betas
     return model
 
@@ -176,6 +186,20 @@ def with_trained_betas(scheduler: Any, config: Mapping[str, Any], unet: VideoUNe
             ', '.join(f'{key}={value}' for key, value in trained.items()),
         )
     return scheduler
+
+
+def check_trained_vae(vae: Mapping[str, Any] | None) -> None:
+    """Refuse a VAE that training cannot draw latents from.
+
+    Raises:
+        ConfigError: naming the one to take.
+    """
+    if not has_distribution(vae or {}):
+        raise ConfigError(
+            "model.vae: an AutoencoderTiny's latents are no distribution and only near to those of "
+            "the VAE that it stands for; train with type='AutoencoderKL' and use this one to "
+            'make videos.'
+        )
 
 
 def export_unet_config(unet: VideoUNet) -> dict[str, Any]:
@@ -240,6 +264,7 @@ def weight_files(parts: Mapping[str, Any]) -> list[Path]:
 __all__ = [
     'Blueprint',
     'build_unet',
+    'check_trained_vae',
     'export_motion_adapter',
     'export_unet_config',
     'image_blueprint',

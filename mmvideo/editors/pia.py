@@ -20,11 +20,9 @@ from mmvideo.editors.motion import (
 from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.preprocessor import first_frames, given
 from mmvideo.editors.request import Request, Sample, make_samples, spread
-from mmvideo.editors.starts import read_strength
-from mmvideo.errors import InputError
+from mmvideo.errors import ConfigError, InputError
 from mmvideo.models.conditioning.affinity import nearest_condition
 from mmvideo.models.conditioning.clip import frames_as_pictures
-from mmvideo.models.conditioning.image_prompt import ImagePrompts
 from mmvideo.models.conditioning.pia import prepare_condition_image
 from mmvideo.registry import MODELS
 
@@ -37,6 +35,9 @@ class PIA(AnimateDiff):
         condition_module: config of ``PIACondition``.
         first_channels: whose first four input channels and bias: ``'base'`` keeps the (perhaps
             personalised) image model's, ``'pia'`` takes those of PIA's checkpoint.
+        condition_loss_weight: of the condition frame in the training loss, where every other
+            frame counts 1; the mean over a clip stays 1. Above 1 a small model holds the picture
+            better. 1 is the official loss.
         kwargs: see ``LatentDiffusion``.
     """
 
@@ -45,8 +46,16 @@ class PIA(AnimateDiff):
     _OPTIONS = tuple(name for name in OPTIONS if name != 'motion_scale')
 
     def __init__(
-        self, condition_module: dict, first_channels: Literal['base', 'pia'] = 'base', **kwargs: Any
+        self,
+        condition_module: dict,
+        first_channels: Literal['base', 'pia'] = 'base',
+        condition_loss_weight: float = 1.0,
+        **kwargs: Any,
     ) -> None:
+        if not condition_loss_weight > 0:
+            raise ConfigError(
+                f'model.condition_loss_weight={condition_loss_weight!r}: expected a number above 0.'
+            )
         condition = MODELS.build(condition_module)
         # Read while the parent builds the denoiser: plain data, which a module may hold early.
         self.__dict__['_unet_choices'] = dict(
@@ -54,6 +63,7 @@ class PIA(AnimateDiff):
         )
         super().__init__(**kwargs)
         self.condition_module = condition
+        self.condition_loss_weight = condition_loss_weight
 
     def _unet_options(self) -> dict[str, Any]:
         return self._unet_choices
@@ -78,6 +88,7 @@ class PIA(AnimateDiff):
         image: Any = None,
         video: Any = None,
         strength: float | None = None,
+        inversion: dict[str, Any] | str | bool | None = None,
         control_videos: Any = None,
         control_frames: Any = None,
         control_scale: Any = None,
@@ -97,6 +108,8 @@ class PIA(AnimateDiff):
         free_u: dict[str, Any] | bool | None = None,
         free_noise: dict[str, Any] | bool | None = None,
         motion_strength: Any = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate pictures.
@@ -111,7 +124,7 @@ class PIA(AnimateDiff):
             video: a clip to start from, see ``AnimateDiff.infer``; without ``image`` its frames at
                 ``condition_frame`` are the pictures.
             strength: below 1, sampling starts from the noised picture, or ``video``, instead of
-                pure noise. None is 1, and 0.8 with a ``video``.
+                pure noise. None is 1, and 0.8 with a ``video`` that is not inverted.
             motion_scale: 0 to 8 or a table's name (``'small'``, ``'loop-large'``, ...), made for 16
                 frames; ``'fit-small'``, ``'fit-loop-large'``, ...: these stretched to the clip; a
                 list of numbers, the affinity by distance from the condition frame; or keyframes,
@@ -122,8 +135,8 @@ class PIA(AnimateDiff):
 
         Other arguments, result and errors: see ``AnimateDiff.infer``.
         """
+        call = dict(locals())
         frames = condition_frames(condition_frame, video_length)
-        strength = read_strength(strength, video, picture=True)
         if image is None and video is not None:
             image = frames_as_pictures(video, video_length, frames)
         images = self._images(image, height, width, len(frames))
@@ -137,43 +150,9 @@ class PIA(AnimateDiff):
             repeat=len(images),
             num_frames=video_length,
         )
-        size = images[0].shape[-2:]
-        request = Request(
-            samples=samples,
-            num_frames=video_length,
-            height=int(size[0]),
-            width=int(size[1]),
-            num_inference_steps=num_inference_steps,
-            options=self._options(
-                video_length,
-                guidance_scale=guidance_scale,
-                windows=windows,
-                free_init=free_init,
-                free_u=free_u,
-                free_noise=free_noise,
-                motion_strength=motion_strength,
-            ),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            output_type=output_type,
-            clip_skip=clip_skip,
-            strength=strength,
-            video=self._clip(video, video_length, int(size[0]), int(size[1])),
-            controls=self._read_controls(
-                video_length,
-                int(size[0]),
-                int(size[1]),
-                control_videos=control_videos,
-                control_frames=control_frames,
-                control_scale=control_scale,
-                control_start=control_start,
-                control_end=control_end,
-                guess_mode=guess_mode,
-            ),
-            image_prompts=ImagePrompts(
-                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
-            ),
-        )
+        height, width = images[0].shape[-2:]
+        clip = self._clip(video, video_length, height, width)
+        request = self._request(call, samples, height, width, video=clip)
         self._check(request)
         self._check_condition()
         count = len(samples) // num_videos_per_prompt
@@ -275,6 +254,15 @@ class PIA(AnimateDiff):
             noisy, samples['condition_latent'], samples['affinity']
         )
 
+    def _loss_weights(self, alpha_bar: torch.Tensor, samples: dict) -> torch.Tensor | None:
+        weights = super()._loss_weights(alpha_bar, samples)
+        if self.condition_loss_weight == 1:
+            return weights
+        frames = torch.ones_like(samples['affinity'], dtype=torch.float32)
+        frames.scatter_(1, samples['condition_frame'][:, None], self.condition_loss_weight)
+        frames = frames / frames.mean(1, keepdim=True)
+        return frames if weights is None else frames * weights[:, None]
+
     def loss(self, clean: torch.Tensor, data_samples: dict) -> dict[str, torch.Tensor]:
         """The denoising loss; the condition is a frame of the clip, drawn uniformly a sample.
 
@@ -283,6 +271,7 @@ class PIA(AnimateDiff):
         frames = clean.shape[2]
         chosen = torch.randint(frames, clean.shape[:1], device=clean.device)
         rows = torch.arange(len(chosen), device=clean.device)
+        data_samples['condition_frame'] = chosen
         data_samples['condition_latent'] = clean[rows, :, chosen]
         data_samples['affinity'] = self.condition_module.training_affinity(
             given(data_samples, 'affinity_scores', 'every frame against every frame'), chosen

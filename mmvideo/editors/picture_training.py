@@ -14,9 +14,10 @@ from torch import Tensor
 from mmvideo.diffusion.edm import draw_sigmas, noised, output_target, precondition
 from mmvideo.diffusion.objective import per_sample, weighted_mse
 from mmvideo.editors.clip_request import MOST_BUCKETS
-from mmvideo.editors.latent_editor import LatentEditor
+from mmvideo.editors.latent_editor import LatentEditor, check_lora
 from mmvideo.editors.preprocessor import given, to_model_range
 from mmvideo.errors import ConfigError
+from mmvideo.models.unet.attention import SpatialBlock
 
 
 class PictureTraining(LatentEditor):
@@ -30,6 +31,8 @@ class PictureTraining(LatentEditor):
     train_fps: float
     train_motion_bucket_id: float
     predict_arguments: dict[str, Any]
+    image_encoder: Any
+    _frozen_picture: bool
 
     def _embed(self, pictures: Tensor) -> Tensor:
         raise NotImplementedError
@@ -49,6 +52,7 @@ class PictureTraining(LatentEditor):
         Raises:
             ConfigError: naming the setting.
         """
+        check_lora(model)
         limits = dict(
             sigma_std=(0, 100),
             augmentation_std=(0, 100),
@@ -62,11 +66,30 @@ class PictureTraining(LatentEditor):
                 raise ConfigError(f'model.{name}={value!r}: expected {low} to {high:.4g}.')
 
     def set_trainable(self, patterns: Sequence[str]) -> None:
-        """See ``LatentEditor``; only the denoiser can be trained."""
+        """See ``LatentEditor``; denoiser and image encoder can be trained.
+
+        Of an attention to the picture's one token only the values count (``attend_to_one``), so
+        its queries and keys stay frozen: they would get no gradient, and several processes would
+        wait for one.
+        """
         super().set_trainable(patterns)
         for name, parameter in self.named_parameters():
-            if parameter.requires_grad and not name.startswith('unet.'):
-                raise ConfigError(f'model.trainable: {name} is frozen here, use ^unet.')
+            if parameter.requires_grad and not name.startswith(('unet.', 'image_encoder.')):
+                raise ConfigError(
+                    f'model.trainable: {name} is frozen here, use ^unet or ^image_encoder.'
+                )
+        for block in self.unet.modules():
+            if isinstance(block, SpatialBlock):
+                for layer in (block.norm2, block.attn2.to_q, block.attn2.to_k):
+                    layer.requires_grad_(False)
+        self._frozen_picture = not any(p.requires_grad for p in self.image_encoder.parameters())
+
+    def train(self, mode: bool = True) -> PictureTraining:
+        """Training mode for what is trained; the VAE and a frozen encoder stay as they are."""
+        super().train(mode)
+        if self._frozen_picture:
+            self.image_encoder.eval()
+        return self
 
     def _batch_loss(self, inputs: Tensor | None, samples: dict) -> dict[str, Tensor]:
         clean = self._clean_latents(inputs, samples)
@@ -96,7 +119,6 @@ class PictureTraining(LatentEditor):
         )
         return dict(loss=weighted_mse(output, output_target(clean, noise, sigma)))
 
-    @torch.no_grad()
     def _training_condition(
         self, picture: Tensor, samples: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +126,8 @@ class PictureTraining(LatentEditor):
         count = len(picture)
         strength = draw_sigmas(count, self.augmentation_mean, self.augmentation_std).to(picture)
         latent = self._picture_latents(picture, torch.randn_like(picture), strength)
-        token = self._embed(picture)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_picture):
+            token = self._embed(picture)
         drawn = (torch.rand(count) / self.condition_dropout) if self.condition_dropout else None
         if drawn is not None:  # [0, 1) the token, [1, 2) both, [2, 3) the latent
             has_token, has_latent = drawn >= 2, (drawn < 1) | (drawn >= 3)
@@ -126,7 +149,10 @@ class PictureTraining(LatentEditor):
         size = dict(height=first.shape[-2], width=first.shape[-1], video_length=inputs.shape[2])
         arguments = {**size, **self.predict_arguments}
         videos = self.infer(image=list(first), seed=seeds, **arguments)['samples']
+        headings = (samples.get('scene') or {}).get('heading', [None] * len(first))
         return [
-            dict(video=video, caption=caption, image=image)
-            for video, caption, image in zip(videos, captions, first, strict=True)
+            dict(video=video, caption=caption, image=image, heading=heading)
+            for video, caption, image, heading in zip(
+                videos, captions, first, headings, strict=True
+            )
         ]

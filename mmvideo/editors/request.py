@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mmvideo.diffusion.inversion import Inversion
 from mmvideo.editors.checks import check_choice, check_range, check_whole
 from mmvideo.editors.options import Options
 from mmvideo.editors.timeline import Timeline, text_timeline
@@ -51,6 +52,7 @@ class Request:
     clip_skip: int | None = None
     image_prompts: ImagePrompts = field(default_factory=ImagePrompts)
     video: torch.Tensor | None = None  # to start from, [T, 3, H, W] in [-1, 1]
+    inversion: Inversion | None = None  # of that clip
     controls: list[Any] = field(default_factory=list)  # inputs, see mmvideo.editors.controls
     pictures: list[AdapterPrompt] = field(default_factory=list)  # of each adapter, when checked
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmvideo.checkpoints.save import save_scheduler
+from mmvideo.checkpoints.save import save_part
 from mmvideo.diffusion.edm import noised
 from mmvideo.editors.clip_request import (
     NUM_FRAMES,
@@ -25,13 +25,17 @@ from mmvideo.editors.clip_request import (
 )
 from mmvideo.editors.denoising import Schedule
 from mmvideo.editors.facts import SAMPLE_SIZE, Facts, read_facts
+from mmvideo.editors.latent_editor import check_lora
+from mmvideo.editors.memory import check_memory
+from mmvideo.editors.offload import check_mode
+from mmvideo.editors.options import COMMON
+from mmvideo.editors.out_of_memory import decode_clip_frugally
 from mmvideo.editors.parts import build_unet, weight_files
 from mmvideo.editors.picture_training import PictureTraining
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.editors.prompts import PromptTrack
 from mmvideo.editors.request import Request, Sample, check_seeds, check_size, make_samples
 from mmvideo.errors import ConfigError, InputError
-from mmvideo.models.borrowed import decode_clip
 from mmvideo.models.conditioning.clip_picture import clip_input
 from mmvideo.models.conditioning.image import open_rgb
 from mmvideo.registry import MODELS, SCHEDULERS
@@ -47,7 +51,9 @@ class StableVideoDiffusion(PictureTraining):
         unet: config of ``VideoUNet`` with ``temporal_mixing``.
         scheduler: config of ``EulerDiscreteScheduler``, continuous and with v-prediction.
         trainable: regular expressions over parameter names (``^unet``,
-            ``temporal_transformer_blocks``); a parameter is trained when one matches.
+            ``temporal_transformer_blocks``); a parameter is trained when one matches. The
+            published image encoder was frozen; a new one can be trained along.
+        lora: in place of ``trainable``, see ``LatentDiffusion``.
         sigma_mean: of the logarithm of training's noise levels. (SVD-XT was trained with 1.0.)
         sigma_std: likewise, the standard deviation.
         augmentation_mean: of the logarithm of the strength of noise on training's pictures.
@@ -58,9 +64,10 @@ class StableVideoDiffusion(PictureTraining):
         train_motion_bucket_id: of clips whose data set gives no ``motion_bucket_id``.
         predict: arguments of ``infer`` when a runner tests or validates.
         data_preprocessor: see ``VideoPreprocessor``.
+        offload: weights wait in main memory, see ``mmvideo.editors.offload``.
     """
 
-    _OPTIONS = ('windows',)
+    _OPTIONS = ('windows', *COMMON)
     part_registries = {
         'vae': 'MODELS',
         'image_encoder': 'MODELS',
@@ -75,6 +82,7 @@ class StableVideoDiffusion(PictureTraining):
         unet: dict,
         scheduler: dict,
         trainable: Sequence[str] = (),
+        lora: dict | None = None,
         sigma_mean: float = 0.7,
         sigma_std: float = 1.6,
         augmentation_mean: float = -3.0,
@@ -84,8 +92,11 @@ class StableVideoDiffusion(PictureTraining):
         train_motion_bucket_id: float = 127,
         predict: dict | None = None,
         data_preprocessor: dict | None = None,
+        offload: str | None = None,
     ) -> None:
         super().__init__(build_preprocessor(data_preprocessor))
+        check_mode(offload)
+        self.offload_mode = offload
         self._set_training(
             sigma_mean=sigma_mean,
             sigma_std=sigma_std,
@@ -105,7 +116,9 @@ class StableVideoDiffusion(PictureTraining):
         self.unet = unet_  # last, as its place says where its optimizer state is
         self._check_parts()
         self.predict_arguments = dict(predict or {})
+        check_lora(dict(lora=lora, trainable=trainable))
         self.set_trainable(trainable)
+        self._train_lora(lora)
 
     # Parts ------------------------------------------------------------------------------------
 
@@ -137,6 +150,7 @@ class StableVideoDiffusion(PictureTraining):
             max_frames=self.unet.max_frames,
             levels=len(self.unet.down_blocks),
             num_frames=self.unet.num_frames,
+            deepest=self.unet.deepest,
         )
 
     # Sampling ---------------------------------------------------------------------------------
@@ -163,6 +177,8 @@ class StableVideoDiffusion(PictureTraining):
         guidance_scale: Any = None,
         sigmas: Sequence[float] | None = None,
         windows: dict[str, Any] | int | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
         output_type: str = 'video',
     ) -> dict[str, Any]:
         """Animate pictures.
@@ -192,6 +208,8 @@ class StableVideoDiffusion(PictureTraining):
             guidance_scale: in place of the two: a number, one for each frame, or keyframes.
             sigmas: noise levels in place of the scheduler's, falling to a last 0.
             windows: for clips longer than the model's: ``dict(length=14, overlap=4)`` or a length.
+            guidance_interval: see ``AnimateDiff.infer``.
+            deep_cache: likewise.
             output_type: ``'video'``, or ``'latent'`` for what ``decode`` takes.
 
         Returns:
@@ -215,6 +233,8 @@ class StableVideoDiffusion(PictureTraining):
             guidance_scale=guidance_scale,
             sigmas=sigmas,
             windows=windows,
+            guidance_interval=guidance_interval,
+            deep_cache=deep_cache,
             output_type=output_type,
         )
         request, pictures = read_call(arguments, self._facts())
@@ -243,6 +263,7 @@ class StableVideoDiffusion(PictureTraining):
                     f'{name}={arguments[name]!r}: {cls.__name__} takes no text; the picture alone '
                     'says what is seen.'
                 )
+        check_memory(model)
         known = cls.check_names(arguments)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values |= arguments
@@ -319,11 +340,10 @@ class StableVideoDiffusion(PictureTraining):
     def _model_input(self, latents: Tensor, extra: Any, frames: Tensor | None) -> Tensor:
         return torch.cat([latents, extra.expand(-1, -1, latents.shape[2], -1, -1)], dim=1)
 
-    @torch.no_grad()
     def _embed(self, pictures: Tensor) -> Tensor:
         """[N, 3, height, width] in [-1, 1] to tokens [N, 1, D]."""
         encoder = self.image_encoder
-        pixels = clip_input(pictures.to(encoder.device), encoder.config.image_size)
+        pixels = clip_input(pictures.to(self.device), encoder.config.image_size)
         return encoder(pixels.to(encoder.dtype)).image_embeds[:, None]
 
     @torch.no_grad()
@@ -331,32 +351,40 @@ class StableVideoDiffusion(PictureTraining):
         """Noisy pictures as latents [N, C, H, W], the most likely, not scaled: as in training."""
         noisy = noised(pictures, noise, strength)
         with _upcast(self.vae):
-            noisy = noisy.to(self.vae.device, self.vae.dtype)
+            noisy = noisy.to(self.device, self.vae.dtype)
             return self.vae.encode(noisy).latent_dist.mode().float()
 
     def decode(self, latents: Tensor, chunk_size: int = 8) -> Tensor:
         """Latents [N, C, T, H, W] to float32 pictures in [0, 1] on the CPU, as whole clips."""
-        clips = []
-        for clip in latents.split(1):
-            clip = clip.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-            pixels = decode_clip(self.vae, clip, chunk_size)
-            clips.append(pixels.float().add(1).div(2).clamp(0, 1).cpu())
-        return torch.cat(clips)
+        clips = [
+            torch.cat(list(self.decode_chunks(clip.transpose(0, 1), chunk_size)))
+            for clip in latents
+        ]
+        return torch.stack(clips).transpose(1, 2).contiguous()
 
-    def train(self, mode: bool = True) -> StableVideoDiffusion:
-        """Training mode for the denoiser; VAE and image encoder stay as they are."""
-        super().train(mode)
-        self.image_encoder.eval()
-        return self
+    @torch.no_grad()
+    def decode_chunks(self, frames: Tensor, chunk_size: int = 8) -> Iterator[Tensor]:
+        """Latents [T, C, H, W] of one clip to pictures [t, 3, H, W] in its order.
+
+        The decoder's norms see the whole clip, so between layers all its frames are in memory;
+        where that of the device is too small, in main memory, with half as many frames at once.
+
+        Raises:
+            InputError: the memory is too small for one frame.
+        """
+        pixels = decode_clip_frugally(self.vae, frames, chunk_size, self.device)
+        for part in pixels.split(chunk_size):
+            yield part.float().add(1).div(2).clamp(0, 1).cpu()
 
     # Export -----------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
-        """Write the denoiser, where it is trained, in the hub's layout below ``folder``."""
+        """Write denoiser and image encoder, where trained, in the hub's layout below ``folder``."""
         folder = Path(folder)
-        if any(p.requires_grad for p in self.unet.parameters()):
-            self._save_unet(folder, dtype)
-            save_scheduler(folder / 'scheduler', self.scheduler)
+        if not self._frozen_picture:
+            config = self.image_encoder.config.to_dict()
+            save_part(folder / 'image_encoder', config, self.image_encoder, dtype=dtype)
+        self._save_denoiser(folder, dtype)
 
 
 def _check_scheduler(config: Any) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from mmvideo.editors.latent_diffusion import LatentDiffusion
-from mmvideo.editors.request import Request, make_samples
-from mmvideo.models.conditioning.image_prompt import ImagePrompts
+from mmvideo.editors.options import COMMON
+from mmvideo.editors.request import make_samples
 from mmvideo.registry import MODELS
 
 
@@ -17,7 +17,7 @@ from mmvideo.registry import MODELS
 class TextToImage(LatentDiffusion):
     """A latent text-to-image model (Rombach et al. 2022). Arguments: see ``LatentDiffusion``."""
 
-    _OPTIONS = ('free_u',)
+    _OPTIONS = ('free_u', *COMMON)
 
     def infer(
         self,
@@ -41,27 +41,22 @@ class TextToImage(LatentDiffusion):
         ip_adapter_image_embeds: Any = None,
         clip_skip: int | None = None,
         free_u: dict[str, Any] | bool | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        deep_cache: dict[str, Any] | int | bool | None = None,
+        output_type: str = 'video',
     ) -> dict[str, Any]:
         """Draw pictures; arguments as ``AnimateDiff.infer``.
 
         Returns:
-            ``dict(samples=...)``: float in [0, 1], [N, C, 1, H, W], on the CPU.
+            ``dict(samples=...)``: float in [0, 1], [N, C, 1, H, W], on the CPU; or ``latents``.
         """
-        request = Request(
-            samples=make_samples(
-                prompt, negative_prompt, num_videos_per_prompt, seed, generator, latents
-            ),
-            num_frames=1,
-            height=self.default_size if height is None else height,
-            width=self.default_size if width is None else width,
-            num_inference_steps=num_inference_steps,
-            options=self._options(1, guidance_scale=guidance_scale, free_u=free_u),
-            eta=eta,
-            decode_chunk_size=decode_chunk_size,
-            clip_skip=clip_skip,
-            image_prompts=ImagePrompts(
-                ip_adapter_image, ip_adapter_scale, ip_adapter_masks, ip_adapter_image_embeds
-            ),
+        call = dict(locals())
+        samples = make_samples(
+            prompt, negative_prompt, num_videos_per_prompt, seed, generator, latents
         )
+        size = self.default_size
+        height = size if height is None else height
+        width = size if width is None else width
+        request = self._request(call, samples, height, width)
         self._check(request)
         return self._infer(request, callback)

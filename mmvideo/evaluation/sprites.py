@@ -17,6 +17,7 @@ from mmvideo.evaluation.sprite_tracking import Track, track
 from mmvideo.registry import METRICS
 
 LAYOUTS = ('auto', 'TCHW', 'CTHW')
+MOTIONS = ('caption', 'heading')
 STANDS_BELOW = 2.0  # 1/64 frames: a sprite that moves less stands still
 BEST_PSNR = 100.0  # dB, said of identical pictures
 
@@ -73,11 +74,18 @@ def follows(found: Track, said: Mapping[str, str | None], size: int) -> bool | N
         return False
     if said['pace'] == 'still':
         return found.excursion < STANDS_BELOW * unit
-    heading = np.asarray(HEADINGS[str(said['heading'])])
-    along = float(found.displacement @ heading)
-    across = float(np.abs(found.displacement @ heading[::-1]))
     usual = PACES[said['pace']] * unit * (frames - 1) / CLIP_INTERVALS
-    return along >= usual / 3 and along > across
+    return goes(found, str(said['heading']), usual / 3)
+
+
+def goes(found: Track, heading: str, least: float) -> bool:
+    """Whether a sprite is displaced along a heading, by ``least`` px, and less to its sides."""
+    if found.lost or len(found.positions) < 2:
+        return False
+    step = np.asarray(HEADINGS[heading])
+    along = float(found.displacement @ step)
+    across = float(np.abs(found.displacement @ step[::-1]))
+    return along >= least and along > across
 
 
 @METRICS.register_module()
@@ -86,7 +94,8 @@ class SpriteMetric(BaseMetric):
 
     Every data sample is a dict with ``video`` (uint8, or float in [0, 1]; [T, C, H, W] or
     [C, T, H, W]) and ``caption``, and may have ``image`` ([C, H, W], as the video) that frame
-    ``condition_frame`` (0 unless given) of the video should show, and ``style``, the one expected.
+    ``condition_frame`` (0 unless given) of the video should show, ``style``, the one expected, and
+    ``heading``, where the sprite of that picture faces.
 
     Reported, where any clip has it: ``object``, ``colour``, ``place``, ``all_three``, ``facing``
     (the sprite's own heading), ``direction`` (its motion), ``style``, ``lost``, all in percent of
@@ -99,6 +108,8 @@ class SpriteMetric(BaseMetric):
         style: the style expected of clips that name none.
         layout: 'TCHW', 'CTHW', or 'auto'.
         styles: the styles that the tracker considers.
+        motion: what ``direction`` is held against: 'caption', or 'heading' for a model that is told
+            no text, whose sprite should go where it faces, by 2/64 of the frame at least.
     """
 
     default_prefix = 'sprites'
@@ -108,15 +119,21 @@ class SpriteMetric(BaseMetric):
         style: str | None = None,
         layout: str = 'auto',
         styles: Sequence[str] = STYLES,
+        motion: str = 'caption',
         collect_device: str = 'cpu',
         prefix: str | None = None,
         collect_dir: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
-        for name, value, valid in (('style', style, (None, *STYLES)), ('layout', layout, LAYOUTS)):
+        for name, value, valid in (
+            ('style', style, (None, *STYLES)),
+            ('layout', layout, LAYOUTS),
+            ('motion', motion, MOTIONS),
+        ):
             if value not in valid:
                 raise InputError(f'unknown {name} {value!r}.{nearest(value, map(str, valid))}')
         self.style, self.layout, self.styles = style, layout, tuple(styles)
+        self.motion = motion
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Track every clip and note what is right about it."""
@@ -132,7 +149,7 @@ class SpriteMetric(BaseMetric):
         style = sample.get('style', self.style)
         if style is not None:
             right['style'] = float(found.style == style)
-        moves = follows(found, said, frames.shape[1])
+        moves = self._moves(found, said, sample, frames.shape[1])
         if moves is not None:
             right['direction'] = float(moves)
         if sample.get('image') is not None:
@@ -140,6 +157,15 @@ class SpriteMetric(BaseMetric):
             picture = to_frames(torch.as_tensor(sample['image'])[None], 'TCHW')[0]
             right['condition_frame_psnr'] = psnr(shown, picture)
         return {**right, **_motion(found, frames.shape[1])}
+
+    def _moves(
+        self, found: Track, said: Mapping[str, str | None], sample: Mapping[str, Any], size: int
+    ) -> bool | None:
+        if self.motion == 'caption':
+            return follows(found, said, size)
+        if sample.get('heading') is None:
+            raise InputError("motion='heading' needs a heading of every sample, and one has none.")
+        return goes(found, sample['heading'], STANDS_BELOW * size / FRAME)
 
     def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
         """Percentages, means and medians over the clips that have the figure."""

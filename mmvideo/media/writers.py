@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,42 @@ import numpy as np
 import torch
 
 from mmvideo.errors import InputError, nearest
-from mmvideo.media.encoders import encode_gif, encode_mp4, encode_png, encode_webp
+from mmvideo.media.encoders import Encoder, GifEncoder, Mp4Encoder, WebpEncoder, encode_png
 from mmvideo.media.recipe import recipe_text
 
 SUFFIXES = ('.mp4', '.gif', '.webp', '.png')
 NAME_LIMIT = 255  # bytes of a file name on ext4, XFS, APFS and NTFS alike
+_ENCODERS: dict[str, Callable[..., Encoder]] = {
+    '.mp4': Mp4Encoder,
+    '.gif': GifEncoder,
+    '.webp': WebpEncoder,
+}
+# A clip, or its parts one after the other.
+Part = np.ndarray | torch.Tensor
+Frames = Part | Iterator[np.ndarray] | Iterator[torch.Tensor]
 GIF_MAX_FPS = 50  # players replace delays under two hundredths of a second by a tenth
 
 
 def write_video(
     path: str | Path,
-    frames: np.ndarray | torch.Tensor,
+    frames: Frames,
     fps: float = 8,
     recipe: dict[str, Any] | None = None,
     overwrite: bool = True,
+    num_frames: int | None = None,
 ) -> Path:
     """Write ``frames`` in the format that the suffix of ``path`` names.
 
     Args:
         path: ``.mp4`` (H.264), ``.gif``, ``.webp``, or ``.png``: one picture for one frame, else
             the series ``name_0000.png``, ``name_0001.png`` ...
-        frames: uint8 [T, H, W, 3].
+        frames: uint8 [T, H, W, 3], or an iterator over parts [t, H, W, 3] of a clip, of which one
+            is held at a time.
         fps: frames a second.
         recipe: see ``mmvideo.media.recipe``; written into the file, in a series into each picture,
             with a section ``output`` that states the frames as they were given.
         overwrite: replace an existing file; False takes the next free name, ``name-1.mp4``.
+        num_frames: T, for an iterator.
 
     Returns:
         The file, or the first picture of a series.
@@ -52,18 +63,104 @@ def write_video(
     Raises:
         InputError: naming the suffix, folder, frames or rate that cannot be used.
     """
-    path = check_output(path)
-    pictures = _checked_frames(frames)
-    check_fps(fps, path.suffix)
-    text = (
-        None if recipe is None else recipe_text({**recipe, 'output': _output(path, pictures, fps)})
-    )
-    if path.suffix.lower() == '.png':
-        return _write_pictures(path, pictures, text, overwrite)
-    encode = {'.mp4': encode_mp4, '.gif': encode_gif, '.webp': encode_webp}[path.suffix.lower()]
-    with _aside(path.parent) as aside:
-        encode(aside, pictures, fps, text)
-        return _publish(aside, path, overwrite)
+    if isinstance(frames, np.ndarray | torch.Tensor):
+        parts: Iterator[Part] = iter([frames])
+        num_frames = len(frames)
+    else:
+        parts = iter(frames)
+    if num_frames is None:
+        raise InputError('num_frames is missing: say how many frames the parts have together.')
+    with VideoWriter(path, num_frames, fps, recipe, overwrite) as writer:
+        for part in parts:
+            writer.add(part)
+        return writer.finish()
+
+
+class VideoWriter:
+    """A file that is written while its frames are made.
+
+    ``with VideoWriter(path, 32) as writer: writer.add(frames) ...; writer.finish()``; without
+    ``finish`` nothing is left.
+
+    Args: see ``write_video``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        num_frames: int,
+        fps: float = 8,
+        recipe: dict[str, Any] | None = None,
+        overwrite: bool = True,
+    ) -> None:
+        self.path = check_output(path)
+        check_fps(fps, self.path.suffix)
+        self.num_frames, self.fps, self.recipe = num_frames, fps, recipe
+        self.overwrite = overwrite
+        self.done = 0
+        self._size: tuple[int, int] | None = None
+        self._encoder: Encoder | None = None
+        self._aside: Path | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def add(self, frames: np.ndarray | torch.Tensor) -> None:
+        """Encode frames, uint8 [t, H, W, 3], of the size of the first.
+
+        Raises:
+            InputError: frames of another kind or size.
+        """
+        pictures = _checked_frames(frames)
+        size = pictures.shape[1:3]
+        if self._encoder is None:
+            self._open(*size)
+        if size != self._size:
+            raise InputError(f'frames of {size} after frames of {self._size}: expected one size.')
+        assert self._encoder is not None
+        for picture in pictures:
+            self._encoder.add(picture)
+        self.done += len(pictures)
+
+    def finish(self) -> Path:
+        """Give the file its name.
+
+        Returns:
+            The file, or the first picture of a series.
+
+        Raises:
+            InputError: more or fewer frames than were announced.
+        """
+        if self._encoder is None or self.done != self.num_frames:
+            raise InputError(
+                f'{self.path}: {self.done} frames were written, expected {self.num_frames}.'
+            )
+        self._encoder.finish()
+        if isinstance(self._encoder, _Pictures):
+            return self._encoder.publish(self.path, self.overwrite)
+        assert self._aside is not None
+        return _publish(self._aside, self.path, self.overwrite)
+
+    def _open(self, height: int, width: int) -> None:
+        self._size = (height, width)
+        text = None
+        if self.recipe is not None:
+            count, rate = self.num_frames, self.fps
+            output = _output(self.path, count, height, width, rate)
+            text = recipe_text({**self.recipe, 'output': output})
+        encoder: Encoder
+        if self.path.suffix.lower() == '.png':
+            encoder = _Pictures(self.path.parent, text)
+        else:
+            self._aside = self._stack.enter_context(_aside(self.path.parent))
+            kind = _ENCODERS[self.path.suffix.lower()]
+            encoder = kind(self._aside, height, width, self.fps, text)
+        self._encoder = encoder
+        self._stack.callback(encoder.close)
 
 
 def check_output(path: str | Path) -> Path:
@@ -164,8 +261,7 @@ def check_fps(fps: float, suffix: str) -> None:
         raise InputError(f'fps={fps}: a {suffix} shows between 0.1 and {limit} frames a second.')
 
 
-def _output(path: Path, frames: np.ndarray, fps: float) -> dict[str, Any]:
-    count, height, width = frames.shape[:3]
+def _output(path: Path, count: int, height: int, width: int, fps: float) -> dict[str, Any]:
     output = dict(frames=count, height=height, width=width, fps=fps)
     coded = coded_size(path.suffix, height, width)
     if coded != (height, width):
@@ -176,21 +272,33 @@ def _output(path: Path, frames: np.ndarray, fps: float) -> dict[str, Any]:
 # --- pictures ------------------------------------------------------------------------------------
 
 
-def _write_pictures(path: Path, frames: np.ndarray, text: str | None, overwrite: bool) -> Path:
+class _Pictures:
     """One ``name.png``, or a series that appears only after its last picture was encoded."""
-    if len(frames) == 1:
-        with _aside(path.parent) as aside:
-            encode_png(aside, frames[0], text)
-            return _publish(aside, path, overwrite)
-    stem = path.with_suffix('') if overwrite else _free_series(path.with_suffix(''))
-    with contextlib.ExitStack() as stack:
-        asides = [stack.enter_context(_aside(path.parent)) for _ in frames]
-        for aside, picture in zip(asides, frames, strict=True):
-            encode_png(aside, picture, text)
-        for index, aside in enumerate(asides):
+
+    def __init__(self, folder: Path, text: str | None) -> None:
+        self._folder, self._text = folder, text
+        self._asides: list[Path] = []
+        self._stack = contextlib.ExitStack()
+
+    def add(self, picture: np.ndarray) -> None:
+        aside = self._stack.enter_context(_aside(self._folder))
+        encode_png(aside, picture, self._text)
+        self._asides.append(aside)
+
+    def finish(self) -> None:
+        """Each picture is complete already."""
+
+    def publish(self, path: Path, overwrite: bool) -> Path:
+        if len(self._asides) == 1:
+            return _publish(self._asides[0], path, overwrite)
+        stem = path.with_suffix('') if overwrite else _free_series(path.with_suffix(''))
+        for index, aside in enumerate(self._asides):
             _publish(aside, picture_path(stem, index), overwrite=True)
-    _remove_tail(stem, len(frames))
-    return picture_path(stem, 0)
+        _remove_tail(stem, len(self._asides))
+        return picture_path(stem, 0)
+
+    def close(self) -> None:
+        self._stack.close()
 
 
 def picture_path(stem: Path, index: int) -> Path:

@@ -35,6 +35,8 @@ CHANGING: dict[str, Any] = dict(
     windows=dict(length=6, overlap=2, schedule='looped'),
     free_init=dict(num_iters=2),
     free_u=True,
+    guidance_interval=[0.0, 0.5],
+    deep_cache=dict(interval=2, depth=2),
 )
 
 
@@ -56,6 +58,7 @@ def test_a_config_holds_them_too(tmp_path: Path) -> None:
     config.infer.image = str(CONFIG.with_name('tiny.png'))
     plan = tiny(config).plan(out=False)
     text = '\n'.join(plan.lines())
+    assert 'guidance 3 from 0 to 0.5 of the steps, the whole denoiser in one of 2' in text
     assert 'windows: looped, 3 of 6 frames over 10, overlap 2, pyramid, moved in every step' in text
     assert '    0 ######....' in text and '    8 ####....##' in text and 'guidance 3' in text
 

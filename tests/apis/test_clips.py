@@ -91,6 +91,19 @@ def test_a_recipe_holds_what_was_seen(folder: Path) -> None:
     assert not torch.equal(other['samples'], made['samples'])
 
 
+def test_an_inversion_is_in_the_recipe(folder: Path) -> None:
+    settings = dict(type='ddim', num_inference_steps=3, prompt='a fish')
+    shared = dict(progress=False, num_inference_steps=2)
+    made = fixed(VideoInferencer(folder / 'tiny.py'))(
+        folder / 'a.mp4', image=None, video=str(folder / 'clip.gif'), inversion=settings, **shared
+    )
+    assert read_recipe(folder / 'a.mp4')['arguments']['inversion'] == settings
+    again = fixed(VideoInferencer(folder / 'a.mp4'))
+    assert torch.equal(again(False, progress=False)['samples'], made['samples'])
+    other = again(False, progress=False, inversion=dict(settings, prompt='a red fish'))
+    assert not torch.equal(other['samples'], made['samples'])
+
+
 def test_a_config_names_clips_beside_it(folder: Path) -> None:
     cfg = Config.fromfile(folder / 'tiny.py')
     cfg.infer.update(image=None, video=dict(clip='clip.gif', start=0, stride=1), strength=0.5)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -192,14 +193,35 @@ def test_rates_that_cannot_be(tmp_path: Path, suffix: str, fps: float) -> None:
         write_video(tmp_path / f'a{suffix}', clip(2, 8, 8), fps=fps)
 
 
-def test_failed_encoding_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(path: Path, *rest: object) -> None:
-        path.write_bytes(b'half')
+@pytest.mark.parametrize('suffix', ['.mp4', '.gif', '.webp', '.png'])
+def test_parts_give_the_bytes_of_the_whole(tmp_path: Path, suffix: str) -> None:
+    video = clip(33, 40, 48)
+    whole = write_video(tmp_path / f'a{suffix}', video, recipe=recipe())
+    parts = (part for part in np.split(video, [1, 5, 20]))
+    again = write_video(tmp_path / f'b{suffix}', parts, recipe=recipe(), num_frames=33)
+    assert whole.read_bytes() == again.read_bytes()
+    assert len(list(tmp_path.iterdir())) == (66 if suffix == '.png' else 2)
+
+
+def test_parts_that_do_not_fit_together(tmp_path: Path) -> None:
+    frames = clip(4, 16, 16)
+    with pytest.raises(InputError, match='4 frames were written, expected 5'):
+        write_video(tmp_path / 'a.mp4', iter([frames]), num_frames=5)
+    with pytest.raises(InputError, match='expected one size'):
+        write_video(tmp_path / 'a.gif', iter([frames, frames[:, :8]]), num_frames=8)
+    with pytest.raises(InputError, match='num_frames is missing'):
+        write_video(tmp_path / 'a.png', iter([frames]))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.gif', '.webp', '.png'])
+def test_failed_encoding_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+    def interrupted() -> Iterator[np.ndarray]:
+        yield clip(2, 8, 8)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('mmvideo.media.writers.encode_mp4', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_video(tmp_path / 'a.mp4', clip(2, 8, 8))
+        write_video(tmp_path / f'a{suffix}', interrupted(), num_frames=4)
     assert not list(tmp_path.iterdir())
 
 

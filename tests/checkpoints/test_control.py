@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmvideo.apis.convert import convert
 from mmvideo.checkpoints.control import read_control
+from mmvideo.checkpoints.files import read_tensors
 from mmvideo.checkpoints.layouts import SPARSECTRL
 from mmvideo.checkpoints.layouts.controlnet import CONTROLNET
 from mmvideo.checkpoints.load import load_into, without_weights
@@ -95,3 +97,36 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file(short, tmp_path / 'b.safetensors')
     with pytest.raises(WeightsError, match='has no mid_block'):
         read_control(tmp_path / 'b.safetensors')
+
+
+def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_a_control_net_goes_both_ways(tmp_path: Path) -> None:
+    """Out of the authors' file beside another model, into diffusers' folder and back, bit by bit;
+    diffusers' own converter and its class agree."""
+    from diffusers import ControlNetModel
+    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+
+    model = net('control')
+    state = dict(model.state_dict())
+    theirs = {f'control_model.{k}': v for k, v in original('control', model).items()}
+    rest = {'model.diffusion_model.out.2.bias': torch.zeros(4)}
+    torch.save({**theirs, **rest}, tmp_path / 'control.pth')
+    done = convert(tmp_path / 'control.pth', tmp_path / 'folder')
+    assert done.translation.family == 'controlnet_ldm'
+    assert done.translation.notes == ('1 tensors left out: no part of the ControlNet',)
+    equal(read_tensors(done.paths[0]), state)
+    equal(convert_controlnet_checkpoint(dict(theirs), {'layers_per_block': 2}), state)
+    loaded, info = ControlNetModel.from_pretrained(tmp_path / 'folder', output_loading_info=True)
+    assert not any(info.values())
+    equal(loaded.state_dict(), state)
+    back = convert(tmp_path / 'folder', tmp_path / 'back.safetensors', 'original')
+    assert back.translation.family == 'controlnet' and back.translation.notes == ()
+    equal(read_tensors(tmp_path / 'back.safetensors'), theirs)
+    again = convert(tmp_path / 'back.safetensors', tmp_path / 'again')
+    equal(read_tensors(again.paths[0]), state)
+    with pytest.raises(WeightsError, match='already; --to safetensors'):
+        convert(tmp_path / 'back.safetensors', tmp_path / 'no', 'original')

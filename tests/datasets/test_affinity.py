@@ -210,7 +210,7 @@ def test_tool_writes_what_the_condition_reads(config: Path, tmp_path) -> None:
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (['--clips', '0'], '--clips 0'),
+        (['--clips', '0'], 'at least 1'),
         (['--out', 'statistics.txt'], '.json'),
         (['--out', 'no/such/folder/statistics.json'], 'no folder'),
     ],

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from mmvideo.datasets import cached
 from mmvideo.datasets.cached import CachedLatents
+from mmvideo.datasets.samplers import Draw, ResumableSampler
 from mmvideo.errors import ConfigError, InputError, WeightsError
 from mmvideo.registry import DATASETS
 
@@ -85,6 +90,19 @@ def test_first_frames_are_kept_as_they_are(config: dict) -> None:
         DATASETS.build({**config, 'first_frame': True, 'num_frames': 3})
 
 
+def test_numbers_of_a_clip_are_kept(config: dict, monkeypatch) -> None:
+    dataset = {**SPRITES, 'fps': [6, 12], 'paths': 'free'}
+    first, source = DATASETS.build({**config, 'dataset': dataset}), DATASETS.build(dataset)
+    forbid_encoding(monkeypatch)
+    for cache in (first, DATASETS.build({**config, 'dataset': dataset})):
+        for index in (0, 3, 9):
+            for name in ('fps', 'motion_bucket_id'):
+                assert cache[index][name] == source[index][name]
+    assert len({first[index]['motion_bucket_id'] for index in range(10)}) > 5
+    batch = torch.utils.data.default_collate([first[0], first[1]])
+    assert batch['fps'].shape == batch['motion_bucket_id'].shape == (2,)
+
+
 def test_half_precision_encoder_is_near(config: dict, vae_folder: Path) -> None:
     item = DATASETS.build({**config, 'dtype': 'bfloat16'})[3]
     assert torch.allclose(item['latents'], moments(vae_folder, 3), atol=0.05)
@@ -129,6 +147,37 @@ def test_windows_are_drawn_from_the_global_generator(config: dict) -> None:
         window = slice(found[0], found[0] + 4)
         assert torch.equal(item['affinity_scores'], scores[window, window])
     assert set(starts) == {0, 1, 2}
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_windows_depend_on_seed_epoch_and_index(config: dict, workers: int) -> None:
+    """Not on the process that reads an item, on the order, or on where a training was resumed."""
+    dataset = DATASETS.build({**config, 'num_frames': 4})
+
+    def items(start: int, count: int, seed: int = 5) -> list[torch.Tensor]:
+        sampler = ResumableSampler(dataset, seed=seed)
+        sampler.set_start(start)
+        loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers)
+        return [item['latents'] for item in itertools.islice(loader, count)]
+
+    whole = items(0, 40)
+    torch.manual_seed(workers)
+    order = list(itertools.islice(ResumableSampler(dataset, seed=5), 40))
+    for draw, found in zip(order, whole, strict=True):
+        start = int(np.random.default_rng([5, draw.epoch, int(draw)]).integers(3))
+        clip = dataset._read('moments', int(draw)).float()
+        assert torch.equal(found, clip[start : start + 4])
+    assert all(map(torch.equal, items(13, 27), whole[13:]))
+    epochs = [dict(zip(map(int, order[i : i + 10]), whole[i : i + 10], strict=True))
+              for i in range(0, 40, 10)]  # fmt: skip
+    moved = [not torch.equal(epochs[0][i], epochs[e][i]) for i in range(10) for e in (1, 2, 3)]
+    assert any(moved) and not all(moved)
+
+
+def test_an_index_keeps_its_epoch_on_the_way_to_a_worker() -> None:
+    draw = pickle.loads(pickle.dumps(Draw(7, seed=3, epoch=2)))
+    assert (draw, draw.seed, draw.epoch) == (7, 3, 2)
+    assert draw.rng().random() == Draw(7, 3, 2).rng().random() != Draw(7, 3, 1).rng().random()
 
 
 def test_affinity_joins_an_existing_cache(config: dict, monkeypatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -95,11 +97,53 @@ def test_a_tenth_of_the_triples_is_held_out_and_every_pair_is_trained():
         ({'num_frames': 0}, 'num_frames'),
         ({'seed': -1}, 'seed'),
         ({'spread': 1.5}, 'spread is 0 to 1'),
+        ({'paces': ['slow', 'fats']}, "'fast'"),
+        ({'paces': []}, 'no pace'),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         SpriteWorld(**arguments)
+
+
+ITEMS = [
+    ({}, 'c18dd4066fd49382', [32381569, 29666106, 28228402]),
+    (
+        dict(split='held_out', num_frames=4, style=['flat', 'neon'], paths='varied', seed=3),
+        '88e72a26348e16c5',
+        [1713422, 7170260, 3874148],
+    ),
+    (
+        dict(num_frames=1, size=32, spread=0.1, paths='centred'),
+        'c3700e171c71141b',
+        [506549, 464577, 448470],
+    ),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'digest', 'sums'), ITEMS)
+def test_items_are_what_they_always_were(arguments, digest, sums):
+    """Caches and figures are of these. Scenes are compared to the last bit, pixels by their sum,
+    as another processor may round a sine of the drawing otherwise."""
+    items = [SpriteWorld(**arguments)[index] for index in (0, 7, 4321)]
+    told = json.dumps([[item['caption'], item['scene']] for item in items], sort_keys=True)
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == digest
+    for item, usual in zip(items, sums, strict=True):
+        assert abs(int(item['video'].long().sum()) - usual) <= usual * 1e-5
+
+
+def test_paces_are_those_asked_for():
+    every = SpriteWorld(split='held_out', length=60, num_frames=2)
+    moving = SpriteWorld(
+        split='held_out', length=60, num_frames=2, paces=('slow', 'steady', 'fast')
+    )
+    drawn = [(every.scene(index)[0], moving.scene(index)[0]) for index in range(60)]
+    assert {scene.pace for _, scene in drawn} == {'slow', 'steady', 'fast'}
+    assert all(is_held_out(scene) for _, scene in drawn)
+    assert any(scene.pace == 'still' for scene, _ in drawn)
+    assert all(other == scene for scene, other in drawn if scene.pace != 'still')
+    assert all('still' not in moving[index]['caption'] for index in range(10))
+    assert {SpriteWorld(length=5, paces='fast').scene(i)[0].pace for i in range(5)} == {'fast'}
 
 
 def test_index_out_of_range():
@@ -318,3 +362,40 @@ def test_unknown_attributes_are_refused():
         render(Scene('fish', 'red', 'sea', 'left', 'still'), size=8)
     with pytest.raises(ValueError, match='at least one frame'):
         render(Scene('fish', 'red', 'sea', 'left', 'still'), frames=0)
+
+
+def test_a_clip_at_a_lower_rate_moves_further():
+    """The same scenes at any rate, except for how far they get in a clip."""
+    worlds = {fps: SpriteWorld(length=30, fps=[fps]) for fps in (8, 16)}
+    usual = SpriteWorld(length=30)
+    moved = 0
+    for index in range(30):
+        slow, fast = worlds[8][index], worlds[16][index]
+        assert torch.equal(slow['video'], usual[index]['video']) and 'fps' not in usual[index]
+        assert (slow['fps'], fast['fps']) == (8.0, 16.0)
+        if slow['scene']['travel'] < 22:  # else it may be cut, to stay inside the frame
+            assert fast['scene']['travel'] == pytest.approx(slow['scene']['travel'] / 2, abs=0.01)
+            assert fast['motion_bucket_id'] == pytest.approx(slow['motion_bucket_id'], abs=1)
+        assert 0 <= slow['motion_bucket_id'] <= 255
+        moved += slow['motion_bucket_id'] > 20
+    assert moved > 10
+    rates = {SpriteWorld(length=40, fps=[6, 24])[i]['fps'] for i in range(40)}
+    assert rates == {6.0, 24.0}
+
+
+def test_free_paths_are_tied_to_nothing_that_a_picture_shows():
+    world = SpriteWorld(length=400, num_frames=14, paths='free', fps=[8], captions=False)
+    scenes = [world.scene(index)[0] for index in range(400)]
+    assert {scene.course for scene in scenes} == {'straight'}
+    for pace in PACES:
+        travels = [scene.travel for scene in scenes if scene.pace == pace]
+        assert min(travels) < 3 and max(travels) > 22 and 10 < np.mean(travels) < 17
+    item = world[5]
+    bucket = 255 * item['scene']['travel'] / 13 * 15 / 32
+    assert item['motion_bucket_id'] == pytest.approx(min(bucket, 255), abs=1)
+
+
+@pytest.mark.parametrize('fps', [[], [0], [8, 1000]])
+def test_rates_that_cannot_be_are_refused(fps):
+    with pytest.raises(ValueError, match='fps is some numbers from 1 to 240'):
+        SpriteWorld(fps=fps)

@@ -255,3 +255,47 @@ def test_what_cannot_be_is_refused(
     ):
         with pytest.raises(WeightsError, match=expected):
             editor._attach_controls([config])
+
+
+def test_features_of_a_long_clip_wait_in_parts(
+    editors: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With windows they are computed a few frames at a time, and are the same."""
+    editor = editors('control', 'rgb')
+    arguments: dict[str, Any] = dict(
+        video_length=6, windows=4, control_videos=[clip(count=6), clip(1, 2)],
+        control_frames=[None, [0, 5]],
+    )  # fmt: skip
+    whole = make(editor, **arguments)
+    counts: list[int] = []
+    for given in editor.controls:
+        features = given.features
+
+        def spy(pictures: Tensor, frames: Any, count: int, features: Any = features) -> Tensor:
+            counts.append(count)
+            return features(pictures, frames, count)
+
+        monkeypatch.setattr(given, 'features', spy)
+    monkeypatch.setattr('mmvideo.editors.controls._FEATURES', 4)
+    found = make(editor, **arguments)
+    assert counts == [4, 2, 4, 2]
+    assert (found - whole).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize('guess_mode', [False, True])
+def test_halves_of_guidance_one_after_the_other(editors: Callable, guess_mode: bool) -> None:
+    """Too little memory for both: what controls add is halved with the rest."""
+    editor = editors('control')
+    arguments = dict(control_videos=clip(), guidance_scale=3.0, guess_mode=guess_mode)
+    whole = make(editor, **arguments)
+    rows: list[int] = []
+
+    def before(_: Any, args: tuple) -> None:
+        rows.append(len(args[0]))
+        if len(args[0]) > 1:
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+
+    with editor.unet.register_forward_pre_hook(before):
+        found = make(editor, **arguments)
+    assert rows[:3] == [2, 1, 1] and set(rows[1:]) == {1}
+    assert (found - whole).abs().max() <= 1e-5

@@ -23,7 +23,7 @@ from mmvideo.registry import MODELS
 
 CONFIG = Path(__file__).with_name('tiny_i2vgen.py')
 PICTURE = Path(__file__).parents[1] / 'apis' / 'tiny.png'
-SIZE = dict(height=16, width=24, num_frames=3, num_inference_steps=1, guidance_scale=2.0)
+SIZE = dict(height=16, width=24, video_length=3, num_inference_steps=1, guidance_scale=2.0)
 
 
 def model_config(**changes: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def plain(color: str) -> Image.Image:
 
 
 def test_conditions_of_both_halves(editor):
-    found = told(editor, target_fps=7, num_frames=4)
+    found = told(editor, target_fps=7, video_length=4)
     assert found['fps'].tolist() == [7, 7]
     unguided, guided = found['image_embeddings']
     picture = open_rgb(PICTURE)
@@ -159,7 +159,7 @@ def test_pictures_of_any_kind(editor, mode, size):
 # --- refusals -------------------------------------------------------------------------------------
 
 WRONG = [
-    (dict(num_frames=0), r'num_frames=0: expected an integer >= 1'),
+    (dict(video_length=0), r'num_frames=0: expected an integer >= 1'),
     (dict(target_fps=0), r'target_fps=0: expected an integer >= 1'),
     (dict(target_fps=2.5), r'target_fps=2\.5: expected an integer'),
     (dict(height=-8), r'height=-8: expected an integer >= 2'),
@@ -236,7 +236,7 @@ def test_a_video_is_made_again_from_its_recipe(tmp_path, monkeypatch):
         again = VideoInferencer(made['paths'][0])(out=False, progress=False)
         assert torch.equal(again['samples'], made['samples']), name
         assert made['samples'].shape == (1, 3, 3, 16, 24)
-    plan = VideoInferencer(cfg).plan(image=str(PICTURE), num_frames=5)
+    plan = VideoInferencer(cfg).plan(image=str(PICTURE), video_length=5)
     assert (plan.frames, plan.height, plan.width) == (5, 16, 24)
     assert {part.name for part in plan.parts} >= {'image_encoder', 'feature_extractor'}
     files = {path.parent.name for path in VideoInferencer(cfg).editor.weight_files()}
@@ -245,8 +245,8 @@ def test_a_video_is_made_again_from_its_recipe(tmp_path, monkeypatch):
 
 def test_frames_have_two_names(tmp_path):
     inferencer = VideoInferencer(load_config(CONFIG))
-    work = inferencer.prepare(out=False, image=str(PICTURE), video_length=4)
-    assert work.jobs[0].arguments['num_frames'] == 4
+    work = inferencer.prepare(out=False, image=str(PICTURE), num_frames=4)
+    assert work.jobs[0].arguments['video_length'] == 4
 
 
 def test_what_is_trained_is_exported(tmp_path):
@@ -376,7 +376,7 @@ def test_the_loss_falls(patterns, monkeypatch):
 
 def test_predictions_for_metrics(editor, monkeypatch):
     monkeypatch.setattr(
-        editor, 'predict_arguments', dict(num_frames=3, num_inference_steps=1, target_fps=8)
+        editor, 'predict_arguments', dict(video_length=3, num_inference_steps=1, target_fps=8)
     )
     found = editor(clips(), dict(caption=['a fish', 'a car'], index=[4, 5]), mode='predict')
     assert [entry['caption'] for entry in found] == ['a fish', 'a car']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -238,15 +239,31 @@ def test_what_is_trained_has_a_gradient(patterns: list[str]) -> None:
     trained = {n for n, p in editor.named_parameters() if p.requires_grad}
     got = {n for n, p in editor.named_parameters() if p.grad is not None}
     assert got <= trained and all(n.startswith('unet.') for n in trained)
-    # With one token, what makes the attention's weights cannot matter.
-    assert all('attn2.to_' in n or 'norm2' in n for n in trained - got)
+    assert trained == got
+    # With one token, what makes the attention's weights cannot matter, so that is frozen.
+    left = {n for n in dict(editor.named_parameters()) if n.startswith('unet.')} - trained
+    one_token = r'transformer_blocks\.\d+\.(attn2\.to_[qk]|norm2)\.'
+    if patterns is not TEMPORAL:
+        assert left and all(re.search(one_token, name) for name in left)
     if patterns is TEMPORAL:
         assert not any('spatial_res_block' in n or '.transformer_blocks' in n for n in trained)
 
 
-def test_only_the_denoiser_is_trained() -> None:
-    with pytest.raises(ConfigError, match='image_encoder.* is frozen here'):
-        make(trainable=['image_encoder'])
+def test_only_denoiser_and_image_encoder_are_trained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='vae.* is frozen here'):
+        make(trainable=['vae.decoder'])
+    editor = make(trainable=['image_encoder', '^unet'], condition_dropout=0.0).train()
+    assert editor.image_encoder.training and not editor.vae.training
+    torch.manual_seed(0)
+    editor(clips(), {}, mode='loss')['loss'].backward()
+    assert all(p.grad is not None for p in editor.parameters() if p.requires_grad)
+    assert any(p.grad.abs().sum() > 0 for p in editor.image_encoder.parameters())
+    editor.save_pretrained(tmp_path)
+    source = dict(from_pretrained=str(tmp_path), subfolder='image_encoder')
+    again = MODELS.build(dict(type='CLIPVisionModelWithProjection', **source))
+    picture = torch.rand(1, 3, 32, 32)
+    editor.eval()
+    assert torch.equal(again(picture).image_embeds, editor.image_encoder(picture).image_embeds)
 
 
 def test_conditions_are_dropped_one_by_one() -> None:

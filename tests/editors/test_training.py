@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmvideo.checkpoints.motion import read_motion
 from mmvideo.diffusion.objective import min_snr_weights, prediction_target
+from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.errors import ConfigError, InputError
 from mmvideo.registry import MODELS
 
@@ -135,6 +136,48 @@ def test_pia_draws_its_condition_frame_from_the_whole_clip(
     counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=4)
     assert counts.min() > 60  # of 400 draws over four frames
     assert sum(len(set(frames)) > 1 for frames in drawn) > 80  # each sample by itself
+
+
+@pytest.mark.parametrize('gamma', [None, 5.0])
+def test_the_condition_frame_weighs_more_in_the_loss(
+    build: Callable, monkeypatch: pytest.MonkeyPatch, gamma: float | None
+) -> None:
+    """The loss is the weighted mean of the frames' own, by hand."""
+    config = dict(type='PIACondition', condition_dropout=0.0, statistics='webvid')
+    editor = build(
+        'PIA', condition_module=config, condition_loss_weight=4.0, min_snr_gamma=gamma,
+        timestep_range=(500, 501),
+    )  # fmt: skip
+    errors = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    drawn: dict[str, Tensor] = {}
+
+    def predict(*_: Any, **__: Any) -> Tensor:
+        return drawn['noise'] + errors.sqrt()[:, None, :, None, None]
+
+    def keep_noise(like: Tensor) -> Tensor:
+        drawn['noise'] = torch.zeros_like(like)
+        return drawn['noise']
+
+    clean = clips(2)
+    monkeypatch.setattr(editor, '_training_noise', keep_noise)
+    monkeypatch.setattr(editor.unet, 'forward', predict)
+    samples = dict(
+        caption=CAPTIONS[:2],
+        affinity=torch.ones(2, 3),
+        condition_frame=torch.tensor([0, 2]),
+        condition_latent=clean[:, :, 0],
+    )
+    loss = LatentDiffusion.loss(editor, clean, samples)['loss']
+    by_hand = (4 * 1 + 2 + 3) / 6 + (4 + 5 + 4 * 6) / 6
+    if gamma is not None:
+        bar = editor.train_scheduler.alphas_cumprod[[500]]
+        by_hand *= float(min_snr_weights('epsilon', bar, gamma))
+    assert float(loss) == pytest.approx(by_hand / 2, rel=1e-5)
+
+
+def test_a_weight_of_the_condition_frame_that_cannot_be_is_refused(build: Callable) -> None:
+    with pytest.raises(ConfigError, match='condition_loss_weight=0'):
+        build('PIA', condition_module=dict(type='PIACondition'), condition_loss_weight=0)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(build: Callable) -> None:

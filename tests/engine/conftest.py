@@ -69,6 +69,10 @@ def fix_noise(setattr_: Callable) -> None:
     setattr_(
         'torch.randint', lambda low, high, size, **_: torch.full(tuple(size), (low + high) // 3)
     )
+    setattr_(
+        'mmvideo.editors.picture_training.draw_sigmas',
+        lambda count, mean, std: torch.full((count,), mean).exp(),
+    )
 
 
 @pytest.fixture(autouse=True)

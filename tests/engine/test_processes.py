@@ -167,6 +167,20 @@ def test_a_longer_run_may_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (tmp_path / 'run' / file).read_bytes() == (tmp_path / 'whole' / file).read_bytes()
 
 
+def test_resumed_with_workers_is_as_if_never_stopped(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows are drawn in the workers; how many there are changes nothing either."""
+    monkeypatch.chdir(tmp_path)
+    two, one = 'train_dataloader.num_workers=2', 'train_dataloader.num_workers=1'
+    train(cached, 'run', cfg_options=['train_cfg.max_iters=3', two])
+    train(cached, 'run', resume=True, cfg_options=['train_cfg.max_iters=6', two])
+    train(cached, 'whole', cfg_options=['train_cfg.max_iters=6', one])
+    for name in TENSORS:
+        file = f'iter_6/{name}.safetensors'
+        assert (tmp_path / 'run' / file).read_bytes() == (tmp_path / 'whole' / file).read_bytes()
+
+
 def test_two_processes_equal_one_with_their_batch(tmp_path: Path) -> None:
     script = Path(__file__).with_name('fixed_noise_train.py')
 

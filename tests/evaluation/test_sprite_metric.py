@@ -251,3 +251,18 @@ def test_metric_builds_from_a_config_and_names_mistakes():
         SpriteMetric(style='noen')
     with pytest.raises(ValueError, match="'fish'"):
         metric.process(None, [sample(SCENE, 'a red fihs moving left')])
+
+
+def test_without_text_a_sprite_should_go_where_it_faces():
+    """The caption's pace says nothing then, and a sprite that stands or goes astray is wrong."""
+    options = dict(style='flat', motion='heading')
+    slower = replace(SCENE, travel=3.0)
+    assert judge(sample(slower, heading='right'), **options)['sprites/direction'] == 100
+    assert judge(sample(slower), style='flat')['sprites/direction'] == 0
+    for scene in (replace(SCENE, travel=0.5), replace(SCENE, travel=-10.0)):
+        assert judge(sample(scene, heading='right'), **options)['sprites/direction'] == 0
+    assert judge(sample(SCENE, heading='up'), **options)['sprites/direction'] == 0
+    with pytest.raises(ValueError, match='needs a heading'):
+        judge(sample(SCENE), **options)
+    with pytest.raises(ValueError, match="unknown motion 'headng'. Did you mean 'heading'"):
+        SpriteMetric(motion='headng')

@@ -312,12 +312,27 @@ def test_diffusers_configs_go_both_ways(config):
     assert unet_arguments(nameless).keys() == unet_arguments(config).keys()
 
 
-def test_what_diffusers_cannot_run_is_not_written():
-    with pytest.raises(WeightsError, match='norm_num_groups=4 cannot be exported'):
-        video_config(arguments('svd'))
-    with pytest.raises(WeightsError, match="temporal_mixing='learned' cannot be exported"):
-        video_config(unet_arguments(SVD_CONFIG) | {'temporal_mixing': 'learned'})
+def test_what_diffusers_has_not_is_written_under_our_name():
+    settings = arguments('svd') | {'gradient_checkpointing': True}
+    for own in (settings, unet_arguments(SVD_CONFIG) | {'temporal_mixing': 'learned'}):
+        written = video_config(own)
+        assert written['_class_name'] == 'VideoUNet'
+        kept = {key: value for key, value in own.items() if key != 'gradient_checkpointing'}
+        assert unet_arguments(written) == kept
+    with pytest.raises(WeightsError, match="unknown setting 'norm_group'"):
+        unet_arguments({'_class_name': 'VideoUNet', 'norm_group': 4})
     assert video_config(unet_arguments({})) is None
+
+
+def test_levels_without_attention_need_no_whole_heads():
+    config = I2VGEN_CONFIG | {
+        'block_out_channels': [12, 16],
+        'down_block_types': ['DownBlock3D', 'CrossAttnDownBlock3D'],
+        'attention_head_dim': 8,
+    }
+    assert unet_arguments(config)['attention_head_dim'] == [1, 2]
+    with pytest.raises(WeightsError, match='attention_head_dim=8 does not divide'):
+        unet_arguments(config | {'down_block_types': ['CrossAttnDownBlock3D'] * 2})
 
 
 @MODELS.register_module()

@@ -272,7 +272,7 @@ def test_image_config():
     [
         ({'dual_cross_attention': True}, 'dual_cross_attention=True is not supported'),
         ({'addition_embed_type': 'text_time'}, "addition_embed_type='text_time'.*expected None"),
-        ({'time_cond_proj_dim': 256}, 'time_cond_proj_dim=256'),
+        ({'time_embedding_dim': 256}, 'time_embedding_dim=256'),
         ({'only_cross_attention': [True, False]}, 'only_cross_attention='),
         ({'cross_attention_dim': [768, 1280]}, 'cross_attention_dim='),
         ({'transformer_layers_per_block': [[1], [2]]}, 'transformer_layers_per_block='),

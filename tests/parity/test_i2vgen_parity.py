@@ -11,6 +11,7 @@ from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from diffusers.models.unets.unet_i2vgen_xl import I2VGenXLTransformerTemporalEncoder
 from torch import Tensor, nn
+from two_models import distance, randomised
 
 from mmvideo.checkpoints.files import read_tensors
 from mmvideo.checkpoints.load import load_into
@@ -34,19 +35,6 @@ TINY = dict(
     attention_head_dim=4,
     norm_num_groups=4,
 )
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    """No parameter at a value that hides it: the last temporal convolutions begin at 0."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in module.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return module.eval()
-
-
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return (ours - theirs).abs().max().item()
 
 
 def ours_for(reference: I2VGenXLUNet, gain: float) -> VideoUNet:

@@ -23,6 +23,7 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+from two_models import disturb
 
 from mmvideo.models.conditioning.i2vgen import clip_pixels
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
@@ -42,13 +43,6 @@ SCHEDULE = dict(
     steps_offset=1,
     timestep_spacing='leading',
 )
-
-
-def disturb(module: nn.Module) -> None:
-    """Biases and norms start at 0 and 1, where a mistake with them would not show."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
 def write_pipeline(folder: Path) -> I2VGenXLPipeline:
@@ -160,12 +154,17 @@ def noise(count: int = 1, frames: int = FRAMES) -> Tensor:
     return torch.randn(count, 4, frames, HEIGHT // 2, WIDE // 2, generator=generator)
 
 
+def in_our_names(arguments: dict) -> dict:
+    """Arguments of diffusers' pipeline for our editor."""
+    return {{'num_frames': 'video_length'}.get(key, key): v for key, v in arguments.items()}
+
+
 def compare(pair: tuple[Any, Any], ours: dict, theirs: dict, seed: int = 5) -> Tensor:
     """Frames and latents within 1e-4; and the frames are pictures, not a constant."""
     pipeline, editor = pair
     results = []
     for kind in ('latent', 'video'):
-        result = editor.infer(height=HEIGHT, width=WIDE, output_type=kind, **ours())
+        result = editor.infer(height=HEIGHT, width=WIDE, output_type=kind, **in_our_names(ours()))
         torch.manual_seed(seed)
         other = 'latent' if kind == 'latent' else 'pt'
         expected = pipeline(height=HEIGHT, width=WIDE, output_type=other, **theirs()).frames
@@ -257,7 +256,8 @@ def test_more_frames_and_one(pair):
     compare(pair, lambda: dict(shared, generator=seeded(5)), lambda: shared)
     pipeline, editor = pair
     single = dict(shared, latents=noise(frames=1), num_frames=1)
-    result = editor.infer(height=HEIGHT, width=WIDE, generator=seeded(5), **single)['samples']
+    given = in_our_names(single)
+    result = editor.infer(height=HEIGHT, width=WIDE, generator=seeded(5), **given)['samples']
     torch.manual_seed(5)
     expected = pipeline(height=HEIGHT, width=WIDE, output_type='pt', **single).frames
     assert float((result - expected.transpose(1, 2)).abs().max()) <= 1e-4

@@ -24,6 +24,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
+from two_models import disturb
 
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 
@@ -132,13 +133,6 @@ def write_folders(folder: Path, family: str) -> dict[str, Any]:
         module.eval().save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / 'tokenizer')
     return dict(parts, tokenizer=tokenizer)
-
-
-def disturb(module: nn.Module) -> None:
-    """Biases and norms start at 0 and 1, where a mistake with them would not show."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
 @pytest.fixture(scope='module')

@@ -11,6 +11,7 @@ from diffusers.models.attention import TemporalBasicTransformerBlock
 from diffusers.models.resnet import AlphaBlender, SpatioTemporalResBlock
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import Tensor, nn
+from two_models import distance, randomised
 
 from mmvideo.checkpoints.files import read_tensors
 from mmvideo.checkpoints.load import load_into
@@ -39,19 +40,6 @@ TINY = dict(
     addition_time_embed_dim=8,
     projection_class_embeddings_input_dim=24,
 )
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    """No parameter at a value that hides it, such as a bias of 0."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in module.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return module.eval()
-
-
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return (ours - theirs).abs().max().item()
 
 
 @pytest.fixture(scope='module')

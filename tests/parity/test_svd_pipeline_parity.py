@@ -22,21 +22,15 @@ from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion 
     _resize_with_antialiasing,
 )
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from two_models import randomised
 
 from mmvideo.models.conditioning.clip_picture import clip_input
 from mmvideo.models.unet import diffusers_norm_eps, unet_arguments
 from mmvideo.registry import MODELS
 
 HEIGHT, WIDTH, FRAMES = 24, 40, 3
-
-
-def randomised(module: nn.Module) -> Any:
-    generator = torch.Generator().manual_seed(3)
-    for parameter in module.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return module.eval()
 
 
 def pipeline() -> StableVideoDiffusionPipeline:

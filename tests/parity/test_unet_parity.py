@@ -11,6 +11,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor, nn
+from two_models import distance
 
 from mmvideo.models.unet import (
     LayerContext,
@@ -67,11 +68,6 @@ def inputs(model: VideoUNet, frames: int, size: tuple[int, int], clips: int = 2)
 def run_motion(reference: UNetMotionModel, sample: Tensor, time: Tensor, text: Tensor) -> Tensor:
     text = text.repeat_interleave(sample.shape[2], 0)
     return reference(sample, time, text).sample
-
-
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return (ours - theirs).abs().max().item()
 
 
 @pytest.mark.parametrize('linear', [False, True])

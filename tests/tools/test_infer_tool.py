@@ -19,6 +19,8 @@ from mmvideo.media.recipe import read_recipe
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'infer.py'
 TINY = ROOT / 'tests' / 'apis' / 'tiny_pia.py'
+SVD = ROOT / 'tests' / 'apis' / 'tiny_svd.py'
+I2VGEN = ROOT / 'tests' / 'editors' / 'tiny_i2vgen.py'
 SPRITES = ROOT / 'configs' / 'sprites' / 'pia_sprites.py'
 
 
@@ -124,6 +126,10 @@ MISTAKES = [
     ([TINY, '--condition-frame', '16'], 'condition_frame'),
     ([TINY, '--strength', '2'], 'strength'),
     ([TINY, '--guidance-scale', 'nan'], 'guidance_scale'),
+    ([TINY, '--guidance-interval', '0.8', '0.2'], 'such as [0.2, 0.8]'),
+    ([TINY, '--deep-cache', '0'], 'deep-cache'),
+    ([TINY, '--inversion', 'ddim'], 'inversion without a video'),
+    ([TINY, '--inversion', 'dimm'], "Did you mean 'ddim'"),
     ([TINY, '--video', 'missing.mp4'], 'there is no such clip'),
     ([TINY, '--video', 'plain.mp4'], 'no .mp4 file'),
     ([TINY, '--video-stride', '2'], 'give it with --video'),
@@ -139,6 +145,17 @@ MISTAKES = [
     ([TINY, '--cfg-options', 'model.scheduler.beta_stat=1'], "Did you mean 'beta_start'"),
     ([TINY, '--cfg-options', 'beta'], 'KEY=VALUE'),
     ([TINY, '--sed', '1', '--frames', '3'], 'see --help'),
+    ([TINY, '--motion-bucket-id', '3'], "takes no 'motion_bucket_id'"),
+    ([SVD, '--motion-bucket-id', '300'], 'motion_bucket_id=300'),
+    ([SVD, '--noise-aug-strength', '-1'], 'noise_aug_strength=-1'),
+    ([SVD, '--min-guidance-scale', 'nan'], 'min_guidance_scale=nan'),
+    ([SVD, '--max-guidance-scale', '1000'], 'max_guidance_scale=1000'),
+    ([SVD, '--fps', '0'], 'fps=0'),
+    ([SVD, '--fps', '0.5'], 'fps=0.5'),
+    ([SVD, '--prompt', 'a fish'], 'takes no text'),
+    ([SVD, '--cfg-options', 'infer.decode_chunk_size=0'], 'decode_chunk_size=0'),
+    ([I2VGEN, '--target-fps', '0'], 'target_fps=0'),
+    ([I2VGEN, '--cfg-options', 'infer.num_frames=0'], 'num_frames=0'),
 ]
 
 
@@ -156,6 +173,21 @@ def call_main(monkeypatch: pytest.MonkeyPatch, folder: Path, arguments: list) ->
         return module.main()
     except SystemExit as stop:
         return int(str(stop.code))
+
+
+def test_shortcuts_and_an_inversion_in_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / 'clip').mkdir()
+    for index, colour in enumerate(('red', 'blue')):
+        Image.new('RGB', (16, 16), colour).save(tmp_path / 'clip' / f'{index}.png')
+    wanted = ['--guidance-interval', '0', '0.5', '--deep-cache', '2', '--guidance-scale', '3']
+    back = ['--inversion', 'ddim', '--inversion-steps', '7', '--inversion-prompt', 'a fish']
+    clip = ['--video', 'clip', '--num-frames', '2']
+    assert call_main(monkeypatch, tmp_path, [TINY, *wanted, *clip, *back, '--dry-run']) == 0
+    text = capsys.readouterr().out
+    for words in ('guidance 3 from 0 to 0.5', 'in one of 2', 'up to 7 back from the clip'):
+        assert words in text
 
 
 @pytest.mark.parametrize(('arguments', 'message'), MISTAKES, ids=[str(a[-2:]) for a, _ in MISTAKES])

@@ -37,3 +37,14 @@ def controlnet_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The ControlNet of a file in the original names, in diffusers'."""
     own = {k.removeprefix(_PREFIX): v for k, v in tensors.items() if k.startswith(_PREFIX)}
     return CONTROLNET.to_ours(own or tensors)
+
+
+def controlnet_to_theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A ControlNet in diffusers' names, in those of the public files, which have the prefix."""
+    return {_PREFIX + key: value for key, value in CONTROLNET.to_theirs(tensors).items()}
+
+
+def beside_controlnet(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Keys of a file that belong to a model beside the ControlNet."""
+    own = any(key.startswith(_PREFIX) for key in tensors)
+    return [key for key in tensors if own and not key.startswith(_PREFIX)]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -59,8 +58,8 @@ _NAMES = {
     'way': '[AB]',
     'adapter': r'\w+',
     # What a UNet's keys begin with when the part's name was taken off.
-    'unet': r'(?:conv_in|conv_out|time_embedding|add_embedding|(?:down|up)_blocks|mid_block)'
-            r'(?:\.\w+)*?',
+    'unet': r'(?:conv_in|conv_out|time_embedding|add_embedding|transformer_in|(?:down|up)_blocks'
+            r'|mid_block)(?:\.\w+)*?',
     'path': r'\w+(?:\.\w+)*?',
     'part': 'unet|text_encoder|text_encoder_2',
     'text': 'text_encoder|text_encoder_2',
@@ -345,17 +344,3 @@ def _base_of_places(ours: Mapping[str, Tensor]) -> str | None:
 def _is_xl(tensors: Mapping[str, Tensor]) -> bool:
     down = (v for k, v in tensors.items() if re.search(r'attn2_to_[kv]\.lora_down\.weight', k))
     return any(value.shape[1] == 2048 for value in down)
-
-
-def stated_alpha(config: Mapping[str, Any], layer: str, rank: int) -> float | None:
-    """PEFT's rule: an entry of ``alpha_pattern`` before ``lora_alpha``; rsLoRA divides by sqrt(r).
-
-    The result is for a division by the rank.
-    """
-    alpha = config.get('lora_alpha')
-    for pattern, value in (config.get('alpha_pattern') or {}).items():
-        if re.fullmatch(rf'(?:.*\.)?(?:{re.escape(pattern)})', layer):
-            alpha = value
-    if alpha is None:
-        return None
-    return float(alpha) * (rank**0.5 if config.get('use_rslora') else 1.0)

@@ -14,12 +14,15 @@ from mmvideo.datasets.sprites.grammar import caption
 from mmvideo.datasets.sprites.palette import STYLES
 from mmvideo.datasets.sprites.world import (
     ATTRIBUTES,
+    CLIP_FPS,
     CLIP_INTERVALS,
     FRAME,
     MAX_SIZE,
     MIN_SIZE,
+    PACES,
     PATHS,
     Scene,
+    motion_bucket,
     path,
     render_at,
     sample_scene,
@@ -55,12 +58,18 @@ class SpriteWorld(Dataset):
         size: frame size in px, 32 to 512.
         style: 'flat', 'sketch' or 'neon', or several to draw from.
         paths: 'steady' ties the motion to the pace that the picture shows, 'varied' frees it;
-            'centred' is steady, with the middle of the path in the middle of the frame.
+            'centred' is steady, with the middle of the path in the middle of the frame; 'free'
+            goes straight, as far as is drawn, whatever the picture shows.
         seed: of everything drawn.
         captions: whether to describe the clip; without, every caption is empty.
         single_frame: draw one random moment of a ``num_frames`` clip.
         spread: factor on every position's distance from the middle of the frame. Below 1 the
             place of a sprite says less and its looks more, which a training learns from first.
+        paces: which of 'still', 'slow', 'steady' and 'fast' are shown; without 'still' every
+            caption asks for motion.
+        fps: frames a second, drawn for each clip. The more there are, the less moves in a clip.
+            Items then have ``fps`` and ``motion_bucket_id``, the motion in a given time. None is
+            8, and items do not say it.
 
     Raises:
         InputError: (a ``ValueError``) for an argument that cannot be right.
@@ -78,15 +87,25 @@ class SpriteWorld(Dataset):
         captions: bool = True,
         single_frame: bool = False,
         spread: float = 1.0,
+        paces: str | Sequence[str] = tuple(PACES),
+        fps: Sequence[float] | None = None,
     ) -> None:
         self.styles = (style,) if isinstance(style, str) else tuple(style)
+        self.paces = (paces,) if isinstance(paces, str) else tuple(paces)
         _check_choice('split', split, SPLITS)
         _check_choice('paths', paths, PATHS)
         for name in self.styles:
             _check_choice('style', name, STYLES)
+        for name in self.paces:
+            _check_choice('pace', name, tuple(PACES))
+        if not self.paces:
+            raise InputError(f'paces names no pace; some of {", ".join(PACES)}')
         _check_numbers(length, num_frames, size, seed, self.styles)
         if not 0 <= spread <= 1:
             raise InputError(f'spread is 0 to 1, got {spread}')
+        if fps is not None and (len(fps) < 1 or not all(1 <= rate <= 240 for rate in fps)):
+            raise InputError(f'fps is some numbers from 1 to 240, got {fps}')
+        self.fps = None if fps is None else tuple(float(rate) for rate in fps)
         self.spread = spread
         self.split, self.length, self.size, self.paths = split, length, size, paths
         self.seed, self.captions = seed, captions
@@ -100,13 +119,26 @@ class SpriteWorld(Dataset):
         """The scene of an item, and the generator that drew it."""
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         style = self.styles[rng.integers(len(self.styles))]
+        fps = self.rate(index)
         while True:
-            scene = sample_scene(rng, style, self.num_frames, self.paths)
-            if is_held_out(scene) == (self.split == 'held_out'):
+            scene = sample_scene(rng, style, self.num_frames, self.paths, fps)
+            # Drawn again, not drawn otherwise: other paces leave the items that fit as they are.
+            if is_held_out(scene) == (self.split == 'held_out') and scene.pace in self.paces:
                 return scene, rng
 
+    def rate(self, index: int) -> float:
+        """Frames a second of an item."""
+        if self.fps is None:
+            return CLIP_FPS
+        # A generator of its own, so that a data set has the same scenes at any rate.
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index, 1])
+        return self.fps[rng.integers(len(self.fps))]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``video`` uint8 [T, C, H, W], ``caption``, ``index``, and the ``scene``'s attributes."""
+        """``video`` uint8 [T, C, H, W], ``caption``, ``index``, and the ``scene``'s attributes.
+
+        With ``fps`` also ``fps`` and ``motion_bucket_id``, as floats.
+        """
         index = int(index)
         if not -self.length <= index < self.length:
             raise IndexError(f'item {index} of a dataset of {self.length}')
@@ -123,7 +155,15 @@ class SpriteWorld(Dataset):
             'caption': text,
             'index': index % self.length,
             'scene': attributes,
+            **self._told(scene, index % self.length),
         }
+
+    def _told(self, scene: Scene, index: int) -> dict[str, float]:
+        if self.fps is None:
+            return {}
+        fps = self.rate(index)
+        bucket = motion_bucket(self.spread * scene.travel, self.num_frames, fps)
+        return {'fps': fps, 'motion_bucket_id': float(bucket)}
 
 
 def _check_choice(name: str, value: object, valid: Sequence[str]) -> None:

@@ -27,7 +27,10 @@ HEADINGS: dict[str, tuple[int, int]] = {
 # Displacement over the 15 intervals of a 16-frame clip.
 PACES: dict[str, float] = {'still': 0.0, 'slow': 8.0, 'steady': 16.0, 'fast': 26.0}
 CLIP_INTERVALS = 15
-PATHS = ('steady', 'varied', 'centred')
+CLIP_FPS = 8.0
+# What counts as the most motion, and as motion bucket 255, over as long a time.
+MOST_TRAVEL = 32.0
+PATHS = ('steady', 'varied', 'centred', 'free')
 COURSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     'straight': lambda s: s,
     'ease': lambda s: s * s * (3 - 2 * s),
@@ -123,16 +126,31 @@ def place_start(
     return (float(start[0]), float(start[1])), travel
 
 
-def draw_motion(rng: np.random.Generator, pace: str, frames: int, paths: str) -> tuple[float, str]:
-    """Draw (travel, course): free of the pace for 'varied' paths, tied to it for all others."""
-    intervals = max(frames - 1, 1) if frames > 1 else CLIP_INTERVALS
+def intervals(frames: int, fps: float = CLIP_FPS) -> float:
+    """How long a clip is, in frames at ``CLIP_FPS``; a single frame is a moment of a whole clip."""
+    return (frames - 1 if frames > 1 else CLIP_INTERVALS) * CLIP_FPS / fps
+
+
+def motion_bucket(travel: float, frames: int, fps: float) -> int:
+    """How much moves in a given time, 0 to 255, however many frames show it."""
+    speed = travel / intervals(frames, fps) * CLIP_INTERVALS
+    return round(255 * min(speed / MOST_TRAVEL, 1.0))
+
+
+def draw_motion(
+    rng: np.random.Generator, pace: str, frames: int, paths: str, fps: float = CLIP_FPS
+) -> tuple[float, str]:
+    """Draw (travel, course): tied to the pace for 'steady' and 'centred' paths, else free of it."""
+    length = intervals(frames, fps)
+    if paths == 'free':
+        return rng.uniform(0.0, MOST_TRAVEL) * length / CLIP_INTERVALS, 'straight'
     usual = PACES[pace] * rng.uniform(0.9, 1.1)
     if paths != 'varied':
-        return usual * intervals / CLIP_INTERVALS, 'straight'
+        return usual * length / CLIP_INTERVALS, 'straight'
     if pace == 'still' and rng.random() < 0.5:
         usual = PACES['steady']
     course = str(rng.choice(['return', 'ease', 'straight'], p=[0.4, 0.2, 0.4]))
-    return usual * rng.uniform(0.0, 1.6) * intervals / CLIP_INTERVALS, course
+    return usual * rng.uniform(0.0, 1.6) * length / CLIP_INTERVALS, course
 
 
 def sample_scene(
@@ -140,9 +158,12 @@ def sample_scene(
     style: str = 'flat',
     frames: int = 16,
     paths: str = 'steady',
+    fps: float = CLIP_FPS,
     **fixed: str,
 ) -> Scene:
     """Draw a scene; keyword arguments fix some of its attributes.
+
+    ``fps`` frames a second show less of a motion in one clip the more they are.
 
     Raises:
         InputError: for an unknown attribute, value or ``paths``.
@@ -157,7 +178,7 @@ def sample_scene(
         for field in ('kind', 'colour', 'place', 'heading', 'pace')
     }
     scene = Scene(**drawn, style=style)  # type: ignore[arg-type]
-    travel, course = draw_motion(rng, drawn['pace'], frames, paths)
+    travel, course = draw_motion(rng, drawn['pace'], frames, paths, fps)
     # Half of the streaks at least must show in the first frame: nothing else tells the pace.
     tail = 0.0 if paths == 'centred' else STREAKS[drawn['pace']][1] * 0.5 + 1.0
     share = (0.5, 0.5) if paths == 'centred' else rng.random(2)

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmvideo.checkpoints.catalog import find_entry, is_listed
 from mmvideo.checkpoints.sources import TRANSFORMERS_FILES, local_root, resolve_weights
+
+USUAL_FOLDER = 'image_encoder'
+_CATALOGUE = 'catalog://ip-adapter-image-encoder'
 
 
 def encoder_config(
@@ -21,11 +25,21 @@ def encoder_config(
     if not isinstance(encoder, str):
         return dict(encoder)
     config: dict[str, Any] = dict(type='CLIPVisionModelWithProjection')
+    if encoder == USUAL_FOLDER and _of_the_catalogue(source):
+        return dict(config, from_pretrained=_CATALOGUE, revision=revision)
     root = local_root(source)
     if root is not None and root.is_file():
         return dict(config, from_pretrained=str(root.parent / encoder))
     folder = encoder if '/' in encoder or not subfolder else f'{subfolder}/{encoder}'
     return dict(config, from_pretrained=str(source), subfolder=folder, revision=revision)
+
+
+def _of_the_catalogue(source: str | Path) -> bool:
+    """Whether the catalogue lists an IP-Adapter whose encoder it lists by itself."""
+    if not isinstance(source, str) or not is_listed(source):
+        return False
+    entry = find_entry(source)
+    return entry.family.startswith('ip_adapter') and entry.base == 'sd15'
 
 
 def encoder_files(config: Mapping[str, Any] | None) -> list[Path]:

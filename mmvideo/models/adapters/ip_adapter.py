@@ -33,6 +33,7 @@ from mmvideo.models.adapters.cross_attention import (
     scale_at,
 )
 from mmvideo.models.adapters.image_encoder import (
+    USUAL_FOLDER,
     encoder_config,
     encoder_files,
     processor_config,
@@ -90,7 +91,7 @@ class IPAdapter(nn.Module, Adapter):
         weight_name: str | None = None,
         revision: str | None = None,
         scale: Any = 1.0,
-        image_encoder: str | Mapping[str, Any] | None = 'image_encoder',
+        image_encoder: str | Mapping[str, Any] | None = USUAL_FOLDER,
         image_processor: Mapping[str, Any] | None = None,
     ) -> None:
         nn.Module.__init__(self)
@@ -146,7 +147,7 @@ class IPAdapter(nn.Module, Adapter):
     def encoder_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
         """The config of the image encoder that an adapter's config asks for."""
         return encoder_config(
-            config.get('image_encoder', 'image_encoder'),
+            config.get('image_encoder', USUAL_FOLDER),
             config['from_pretrained'],
             config.get('subfolder'),
             config.get('revision'),

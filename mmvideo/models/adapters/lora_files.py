@@ -7,7 +7,6 @@ metadata`` of a safetensors header (diffusers), or the ``adapter_config.json`` b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,9 @@ from torch import Tensor
 
 from mmvideo.checkpoints.files import read_json, read_metadata, read_tensors
 from mmvideo.checkpoints.layouts import lora_to_ours, split_lora_key
-from mmvideo.checkpoints.layouts.lora import stated_alpha
+from mmvideo.checkpoints.lora_config import stated_alpha, stated_configs
 from mmvideo.errors import WeightsError
 from mmvideo.models.adapters.low_rank import Pair
-
-_METADATA = 'lora_adapter_metadata'
-_PARTS = ('unet', 'text_encoder', 'text_encoder_2')
 
 
 def read_pairs(path: str | Path) -> dict[str, Pair]:
@@ -47,22 +43,9 @@ def read_pairs(path: str | Path) -> dict[str, Pair]:
 def read_stated(path: Path) -> dict[str, Mapping[str, Any]]:
     """The LoRA configs that stand with a file, by part of the model; empty without any."""
     beside = path.parent / 'adapter_config.json'
-    if beside.is_file():
-        config = read_json(beside)
-        return dict.fromkeys(_PARTS, config)
-    if path.suffix != '.safetensors' or _METADATA not in (found := read_metadata(path)):
-        return {}
-    try:
-        flat = json.loads(found[_METADATA])
-    except json.JSONDecodeError as error:
-        raise WeightsError(f'{path}: its {_METADATA} is no JSON: {error}') from error
-    if not isinstance(flat, dict):
-        raise WeightsError(f'{path}: its {_METADATA} is a {type(flat).__name__}, expected a dict')
-    configs: dict[str, dict[str, Any]] = {}
-    for key, value in flat.items():
-        part, _, name = key.partition('.')
-        configs.setdefault(part, {})[name] = value
-    return {part: config for part, config in configs.items() if part in _PARTS}
+    config = read_json(beside) if beside.is_file() else {}
+    metadata = read_metadata(path) if path.suffix == '.safetensors' else {}
+    return stated_configs(metadata, config, str(path))
 
 
 def _pair(layer: str, found: Mapping[str, Tensor], stated: Mapping[str, Mapping]) -> Pair:

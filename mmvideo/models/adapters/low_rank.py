@@ -68,6 +68,14 @@ class LowRank(nn.Module):
         self.factor = pair.factor
         self.scale = 1.0
 
+    def train_it(self) -> None:
+        """Make the tensors parameters, in float32."""
+        assert self.mid is None, "a pair in Tucker's form is not trained"
+        for name in ('down', 'up'):
+            value = getattr(self, name).detach().float().clone()
+            delattr(self, name)
+            self.register_parameter(name, nn.Parameter(value))
+
     @property
     def strength(self) -> float:
         """The adapter's scale times ``alpha / r``."""
@@ -106,6 +114,10 @@ class LowRankSlot(nn.Module):
         self.parts = nn.ModuleDict()
         self.handle: torch.utils.hooks.RemovableHandle | None = None
         self.register_buffer('original', None, persistent=False)
+
+    def part(self, adapter: str) -> LowRank:
+        """The change of one adapter."""
+        return self.parts[_key(adapter)]  # type: ignore[return-value]
 
     def active(self) -> list[LowRank]:
         """Changes whose scale is not zero, in the order of their names."""
@@ -146,7 +158,7 @@ def rescale(layer: nn.Module, adapter: str, scale: float) -> None:
     """Set how strongly a change works; without any strength the layer runs by itself."""
     slot = slot_of(layer)
     assert slot.original is None, 'a merged layer keeps its scales'
-    slot.parts[_key(adapter)].scale = scale  # type: ignore[assignment]
+    slot.part(adapter).scale = scale
     _refresh(layer, slot)
 
 

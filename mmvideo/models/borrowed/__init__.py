@@ -7,7 +7,12 @@ classes. ``builder.accepted()`` gives the config keys of a builder without build
 
 from __future__ import annotations
 
-from mmvideo.models.borrowed.autoencoder import build_temporal_vae, build_vae
+from mmvideo.models.borrowed.autoencoder import (
+    build_temporal_vae,
+    build_tiny_vae,
+    build_vae,
+    has_distribution,
+)
 from mmvideo.models.borrowed.clip import build_text_encoder
 from mmvideo.models.borrowed.clip_vision import build_image_encoder, build_image_processor
 from mmvideo.models.borrowed.schedulers import SCHEDULER_NAMES
@@ -20,8 +25,10 @@ __all__ = [
     'build_image_processor',
     'build_temporal_vae',
     'build_text_encoder',
+    'build_tiny_vae',
     'build_tokenizer',
     'build_vae',
     'closed_vocabulary',
     'decode_clip',
+    'has_distribution',
 ]

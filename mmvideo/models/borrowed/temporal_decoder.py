@@ -12,6 +12,7 @@ Shapes: N batch, T frames, C channels, H W latent size.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,9 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvideo.checkpoints.load import load_into
 from mmvideo.errors import InputError
 
 Layer = Callable[[Tensor], Tensor]
+_RESNET = re.compile(r'^(decoder\..*resnets\.\d+)\.')
+_OVER_TIME = re.compile(r'\.(temporal_res_block|time_mixer|time_conv_out)\.')
 
 
 @torch.no_grad()
@@ -31,6 +35,7 @@ def decode_clip(
     chunk: int | None = None,
     store: str | torch.device | None = None,
     joined: bool = True,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Pictures of a clip's latents.
 
@@ -47,6 +52,7 @@ def decode_clip(
         joined: False decodes each chunk as a clip of its own, which is faster, shows where chunks
             meet, and is what the official code (14 frames a chunk) and diffusers'
             ``decode_chunk_size`` do.
+        device: where the VAE computes, if it comes there only then; None is where it is.
 
     Returns:
         [N, 3, T, 8*H, 8*W] in about [-1, 1], in ``store``.
@@ -63,9 +69,48 @@ def decode_clip(
     chunk = frames if chunk is None else chunk
     if chunk < 1:
         raise InputError(f'chunk={chunk}: expected at least 1 frame')
-    run = _Chunks(min(chunk, frames), vae.device, vae.dtype, torch.device(store or vae.device))
+    device = vae.device if device is None else device
+    run = _Chunks(min(chunk, frames), device, vae.dtype, torch.device(store or device))
     decode = run.joined if joined else run.apart
     return torch.stack([decode(vae, clip.transpose(0, 1)).transpose(0, 1) for clip in latents])
+
+
+@torch.no_grad()
+def begin_as(vae: Any, picture: Any) -> Any:
+    """Give SVD's VAE the weights of a picture's VAE, and let what sees time begin as nothing.
+
+    Encoder and quantisation are then the other's. Its decoder makes of each frame what the other
+    makes of it, but for the outermost pixels: the convolution after quantisation, which this
+    decoder has not, is joined to the one behind it, as if the frame went on where it is padded.
+
+    Args:
+        vae: an ``AutoencoderKLTemporalDecoder`` of the same architecture.
+        picture: an ``AutoencoderKL``.
+
+    Raises:
+        WeightsError: naming what does not fit.
+    """
+    state = picture.state_dict()
+    tensors = {_RESNET.sub(r'\1.spatial_res_block.', key): value for key, value in state.items()}
+    point, shift = (tensors.pop(f'post_quant_conv.{name}', None) for name in ('weight', 'bias'))
+    if point is not None and shift is not None:
+        weight = tensors['decoder.conv_in.weight']
+        tensors['decoder.conv_in.bias'] = tensors['decoder.conv_in.bias'] + torch.einsum(
+            'ochw,c->o', weight, shift
+        )
+        tensors['decoder.conv_in.weight'] = torch.einsum('omhw,mc->ochw', weight, point[:, :, 0, 0])
+    return load_into(vae, _without_motion(vae) | tensors, 'vae')
+
+
+def _without_motion(vae: Any) -> dict[str, Tensor]:
+    """The parameters of what sees time, so that it changes nothing."""
+    state = {k: v for k, v in vae.state_dict().items() if _OVER_TIME.search(k)}
+    for key, value in state.items():
+        if '.temporal_res_block.conv2.' in key or key.startswith('decoder.time_conv_out'):
+            state[key] = torch.zeros_like(value)
+    middle = state['decoder.time_conv_out.weight'][:, :, 1, 0, 0]
+    middle.copy_(torch.eye(len(middle)))
+    return state
 
 
 class _Chunks:

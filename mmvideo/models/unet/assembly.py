@@ -209,6 +209,12 @@ def up_stages(
     return stages
 
 
+def check_told(width: int | None) -> None:
+    """Raise ConfigError for a sinusoid of the guidance that cannot be."""
+    if width is not None and (not isinstance(width, int) or width < 4 or width % 2):
+        raise ConfigError(f'time_cond_proj_dim={width!r}: expected an even number from 4, or None')
+
+
 def check_motion(widths: Sequence[int], config: Mapping[str, Any] | None, mid_block: bool) -> None:
     """Raise ConfigError for widths or motion settings that cannot be right."""
     if not widths or widths[0] % 2:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mmvideo.errors import ConfigError, nearest
@@ -33,8 +34,8 @@ class ImageKeys:
     frames: int = 1
     mask: Tensor | None = None
 
-    def select(self, frames: Tensor) -> ImageKeys:
-        """For a part of the clip: ``frames`` [S], indices below T."""
+    def select(self, frames: Tensor, device: torch.device | None = None) -> ImageKeys:
+        """For a part of the clip: ``frames`` [S], indices below T; on ``device`` where given."""
 
         def chosen(x: Tensor) -> Tensor:
             return x.unflatten(0, (-1, self.frames))[:, frames.to(x.device)].flatten(0, 1)
@@ -44,7 +45,18 @@ class ImageKeys:
             k, v, count = chosen(k), chosen(v), len(frames)
         if mask is not None and len(mask) > 1:
             mask = mask[frames.to(mask.device)]
+        if device is not None:
+            k, v, mask = k.to(device), v.to(device), None if mask is None else mask.to(device)
         return ImageKeys(k, v, count, mask)
+
+    def waiting(self) -> ImageKeys:
+        """With what differs from frame to frame in main memory, for ``select`` to take from."""
+        k, v, mask = self.k, self.v, self.mask
+        if self.frames > 1:
+            k, v = k.cpu(), v.cpu()
+        if mask is not None and len(mask) > 1:
+            mask = mask.cpu()
+        return replace(self, k=k, v=v, mask=mask)
 
 
 # The pictures of each cross-attention layer; a layer without any is not in it.
@@ -63,6 +75,26 @@ class FrameWindows(Protocol):
 
 
 @dataclass(frozen=True)
+class DeepFeatures:
+    """What a call of the trunk computes below its first layers, kept from an earlier one.
+
+    Attributes:
+        depth: skip connections after the first that are computed in every call.
+        kept: [N*T, C, H, W] of an earlier call; None runs the whole trunk.
+        keep: told those of a whole run.
+    """
+
+    depth: int
+    kept: Tensor | None
+    keep: Callable[[Tensor], None]
+
+    @property
+    def reused(self) -> bool:
+        """Whether most of the trunk is left out."""
+        return self.kept is not None
+
+
+@dataclass(frozen=True)
 class Controls:
     """What a call of the trunk may change in its layers, beside its inputs.
 
@@ -74,12 +106,14 @@ class Controls:
         motion_scale: by block, [T]: factor on the queries of the temporal attention, whose frames
             then mix less (above 1) or more (below 1).
         motion_strength: by block, [T]: factor on what the motion modules add to a frame.
+        deep: deep features to keep or to use (DeepCache); None runs the trunk as it is.
     """
 
     join: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     windows: FrameWindows | None = None
     motion_scale: Mapping[str, Tensor] = field(default_factory=dict)
     motion_strength: Mapping[str, Tensor] = field(default_factory=dict)
+    deep: DeepFeatures | None = None
 
     def at(self, frames: Tensor) -> Controls:
         """The controls of some frames of the clip, by their indices [t]."""

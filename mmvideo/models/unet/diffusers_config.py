@@ -6,16 +6,19 @@ is none of these is an error, because ignoring it would give wrong pictures with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 from mmvideo.errors import WeightsError, nearest
+from mmvideo.registry import MODELS
 
 CLASSES = (
     'UNet2DConditionModel',
     'UNetMotionModel',
     'UNetSpatioTemporalConditionModel',
     'I2VGenXLUNet',
+    'VideoUNet',
 )
 _TAKEN = {
     'sample_size',
@@ -30,6 +33,7 @@ _TAKEN = {
     'use_linear_projection',
     'norm_num_groups',
     'norm_eps',
+    'time_cond_proj_dim',
 }
 _HEADS = {'attention_head_dim', 'num_attention_heads'}
 
@@ -63,7 +67,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     'reverse_motion_num_attention_heads': (None,),
     'reverse_temporal_transformer_layers_per_block': (None,),
     'reverse_transformer_layers_per_block': (None,),
-    'time_cond_proj_dim': (None,),
     'time_embedding_act_fn': (None,),
     'time_embedding_dim': (None,),
     'time_embedding_type': ('positional',),
@@ -128,6 +131,9 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         return _svd_arguments(config)
     if kind == 'I2VGenXLUNet':
         return _i2vgen_arguments(config)
+    if kind == 'VideoUNet':  # our own class, for a network that diffusers has not
+        _check_known(config, signature(MODELS.get(kind)).parameters, 'UNet')
+        return {key: value for key, value in config.items() if not key.startswith('_')}
     motion = kind == 'UNetMotionModel'
     known = _TAKEN | _HEADS | _IRRELEVANT | set(_FIXED) | (_MOTION if motion else set())
     _check_known(config, known, 'UNet')
@@ -138,6 +144,8 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
                 f'{" or ".join(map(repr, allowed))}'
             )
     arguments = {key: config[key] for key in sorted(_TAKEN) if key in config}
+    if arguments.get('time_cond_proj_dim') is None:
+        arguments.pop('time_cond_proj_dim', None)
     # diffusers' default, not ours
     arguments.setdefault('cross_attention_dim', 1280)
     _check_whole(arguments['cross_attention_dim'], 'UNet', 'cross_attention_dim')
@@ -211,8 +219,7 @@ def diffusers_norm_eps(arguments: Mapping[str, Any]) -> list[float]:
 def video_config(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """``config.json`` of SVD's or I2VGen-XL's network with these arguments; None for others.
 
-    Raises:
-        WeightsError: diffusers has no such network.
+    Where diffusers has no such network it names ours, so that nobody builds another one from it.
     """
     if settings.get('temporal_mixing') is not None:
         config = _svd_config(settings)
@@ -220,14 +227,25 @@ def video_config(settings: Mapping[str, Any]) -> dict[str, Any] | None:
         config = _i2vgen_config(settings)
     else:
         return None
-    again = unet_arguments(config)
-    for key in ('temporal_mixing', 'temporal_slots', 'transformer_in', 'norm_num_groups'):
-        given, kept = settings.get(key), again.get(key)
-        if given is not None and given != (32 if key == 'norm_num_groups' and not kept else kept):
-            raise WeightsError(
-                f'{key}={given!r} cannot be exported: {config["_class_name"]} has {kept or 32!r}'
-            )
+    if not _same_network(settings, config):
+        own = {key: value for key, value in settings.items() if key != 'gradient_checkpointing'}
+        return {**own, '_class_name': 'VideoUNet'}
     return config
+
+
+def _same_network(settings: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether diffusers' config, read back, gives the network with these settings."""
+    try:
+        again = unet_arguments(config)
+    except WeightsError:
+        return False
+    levels = len(again.get('block_out_channels', (0, 0, 0, 0)))
+    for key, default in (('norm_num_groups', 32), ('attention_head_dim', 8)):
+        given, kept = settings.get(key, default), again.get(key, default)
+        if _levels(given, levels) != _levels(kept, levels):
+            return False
+    keys = ('temporal_mixing', 'temporal_slots', 'transformer_in')
+    return all(settings.get(key) in (None, again.get(key)) for key in keys)
 
 
 def _svd_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,13 +291,15 @@ def _i2vgen_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     size = _same(config.get('attention_head_dim', 64))
     _check_whole(size, 'UNet', 'attention_head_dim')
     widths = config.get('block_out_channels', (320, 640, 1280, 1280))
-    if any(width % size for width in widths):
+    kinds = config.get('down_block_types', ('CrossAttn',) * len(widths))
+    if any(width % size for width, kind in zip(widths, kinds, strict=False) if 'CrossAttn' in kind):
         raise WeightsError(
             f'UNet config: attention_head_dim={size} does not divide block_out_channels={widths}'
         )
     over_time = {'type': 'TemporalTransformer', 'head_channels': size}
     return arguments | {
-        'attention_head_dim': [width // size for width in widths],
+        # a level without attention has no heads to count
+        'attention_head_dim': [max(1, width // size) for width in widths],
         'use_linear_projection': True,
         'transformer_in': over_time | {'num_attention_heads': 8},
         'temporal_slots': {'temp_convs': {'type': 'TemporalConv'}, 'temp_attentions': over_time},
@@ -316,7 +336,7 @@ def _class_of(config: Mapping[str, Any]) -> str:
     return name
 
 
-def _check_known(config: Mapping[str, Any], known: set[str], what: str) -> None:
+def _check_known(config: Mapping[str, Any], known: Iterable[str], what: str) -> None:
     for key in config:
         if key not in known and not key.startswith('_'):
             raise WeightsError(

@@ -31,6 +31,18 @@ def timestep_sinusoid(timestep: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def guidance_sinusoid(scale: float, channels: int) -> Tensor:
+    """Sines then cosines of a guidance scale, [C] float32 (Luo et al. 2023, section 4.2).
+
+    The weight of the guidance is the scale less one, and frequencies fall a little faster than
+    those of timesteps.
+    """
+    half = channels // 2
+    steps = torch.arange(half, dtype=torch.float32)
+    angles = 1000 * (scale - 1) * torch.exp(-math.log(MAX_PERIOD) * steps / (half - 1))
+    return torch.cat([angles.sin(), angles.cos()])
+
+
 def timestep_wave(timestep: Tensor | float, sample: Tensor, channels: int) -> Tensor:
     """The sinusoid of one timestep for all clips of a sample [N, ...], or of [N]: [N, C].
 
@@ -60,15 +72,27 @@ def position_sinusoid(positions: int, channels: int) -> Tensor:
 class TimestepEmbedding(nn.Module):
     """Two linear layers with a SiLU between, after the sinusoid: [N, C] -> [N, E].
 
-    The second has as many outputs as the first unless ``out_channels`` says otherwise.
+    The second has as many outputs as the first unless ``out_channels`` says otherwise. With
+    ``told_channels`` another sinusoid of that width may be added to the first.
     """
 
-    def __init__(self, channels: int, width: int, out_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        out_channels: int | None = None,
+        told_channels: int | None = None,
+    ) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(channels, width)
+        if told_channels is not None:
+            self.cond_proj = nn.Linear(told_channels, channels, bias=False)
         self.linear_2 = nn.Linear(width, out_channels or width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+        """[N, C], and [N, told_channels] if any."""
+        if told is not None:
+            x = x + self.cond_proj(told)
         return self.linear_2(nn.functional.silu(self.linear_1(x)))
 
 

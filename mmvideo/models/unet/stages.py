@@ -113,13 +113,18 @@ class DownStage(Stage):
         super().__init__(parts, [(in_channels, channels)] + [(channels, channels)] * (layers - 1))
         self.downsamplers = nn.ModuleList([Downsample(channels)] if downsample else [])
 
-    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, list[Tensor]]:
-        """[N*T, C, H, W] -> the output and the skip connections, finest first."""
+    def forward(
+        self, x: Tensor, context: LayerContext, most: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """[N*T, C, H, W] -> the output and the skip connections, finest first.
+
+        ``most`` is how many of them are computed at most, None for all.
+        """
         skips = []
-        for index in range(len(self.resnets)):
+        for index in range(len(self.resnets))[:most]:
             x = self.layer(index, x, context)
             skips.append(x)
-        for downsampler in self.downsamplers:
+        for downsampler in self.downsamplers if most is None or most > len(skips) else ():
             x = downsampler(x)
             skips.append(x)
         return x, skips
@@ -163,14 +168,23 @@ class UpStage(Stage):
         self.upsamplers = nn.ModuleList([Upsample(channels)] if upsample else [])
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], context: LayerContext, stage: int = 0
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        context: LayerContext,
+        stage: int = 0,
+        first: int = 0,
     ) -> Tensor:
         """[N*T, C, H, W] -> [N*T, C_out, 2H, 2W], taking skip connections off the end of ``skips``.
 
         The size is that of the next skip connection, so odd sizes come back as they went.
-        ``stage`` is the position of this one, coarsest first, for ``Controls.join``.
+        ``stage`` is the position of this one, coarsest first, for ``Controls.join``; ``first`` is
+        the layer to begin with.
         """
-        for index in range(len(self.resnets)):
+        deep = context.controls.deep
+        for index in range(first, len(self.resnets)):
+            if deep is not None and not deep.reused and len(skips) == deep.depth + 1:
+                deep.keep(x)
             skip = skips.pop()
             if context.controls.join is not None:
                 x, skip = context.controls.join(stage, x, skip)

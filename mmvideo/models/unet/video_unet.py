@@ -22,6 +22,7 @@ from mmvideo.models.unet.assembly import (
     LayerPlan,
     build_temporal,
     check_motion,
+    check_told,
     cross_attention,
     down_stages,
     make_slots,
@@ -38,11 +39,11 @@ from mmvideo.models.unet.conditions import (
     extra_channels,
 )
 from mmvideo.models.unet.context import Controls, ImageContext, LayerContext, NormScope
-from mmvideo.models.unet.embeddings import TimestepEmbedding, timestep_wave
+from mmvideo.models.unet.embeddings import TimestepEmbedding, guidance_sinusoid, timestep_wave
 from mmvideo.models.unet.motion import FrameTransformer, check_frames
 from mmvideo.models.unet.resnet import ScopedGroupNorm
 from mmvideo.models.unet.spatio_temporal import Mixing
-from mmvideo.models.unet.stages import MidStage, run_module
+from mmvideo.models.unet.stages import MidStage, UpStage, run_module
 from mmvideo.registry import MODELS
 
 
@@ -84,6 +85,8 @@ class VideoUNet(nn.Module):
         embeddings: configs of the modules for what the model is told besides time and prompt, by
             the name of their parameters; see ``conditions``.
         num_frames: length of the clips of training, kept for who needs a default.
+        time_cond_proj_dim: width of the guidance scale's sinusoid, for a model that was distilled
+            with guidance in it (latent consistency models); None for others. diffusers' name.
         gradient_checkpointing: recompute every layer in the backward pass.
 
     Raises:
@@ -118,6 +121,7 @@ class VideoUNet(nn.Module):
         transformer_in: Mapping[str, Any] | None = None,
         embeddings: Mapping[str, Mapping[str, Any]] | None = None,
         num_frames: int | None = None,
+        time_cond_proj_dim: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -152,7 +156,11 @@ class VideoUNet(nn.Module):
         self.transformer_in: nn.Module | None = None
         if transformer_in is not None:
             self.transformer_in = build_temporal(transformer_in, widths[0], norm_num_groups)
-        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        check_told(time_cond_proj_dim)
+        self.time_cond_proj_dim = time_cond_proj_dim
+        self.time_embedding = TimestepEmbedding(
+            widths[0], 4 * widths[0], told_channels=time_cond_proj_dim
+        )
         self.embedding_names = tuple(extra)
         for name, module in extra.items():
             self.add_module(name, module)
@@ -165,6 +173,14 @@ class VideoUNet(nn.Module):
         self.conv_norm_out = ScopedGroupNorm(norm_num_groups, widths[0], eps[-1], resnet_norm_scope)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
         self.max_frames = _max_frames(self)
+
+    @property
+    def deepest(self) -> int:
+        """Skip connections after the first, the most that ``DeepFeatures.depth`` can be."""
+        return sum(len(stage.resnets) for stage in self._up_stages()) - 1
+
+    def _up_stages(self) -> list[UpStage]:
+        return [stage for stage in self.up_blocks if isinstance(stage, UpStage)]
 
     def enable_gradient_checkpointing(self, enable: bool = True) -> None:
         """Recompute every resnet, transformer and temporal module in the backward pass."""
@@ -185,6 +201,7 @@ class VideoUNet(nn.Module):
         controls: Controls | None = None,
         conditions: Mapping[str, Tensor] | None = None,
         image_only: Tensor | None = None,
+        guidance: float | None = None,
     ) -> Tensor:
         """Predict the noise (or what the scheduler's prediction type says) in ``sample``.
 
@@ -196,11 +213,13 @@ class VideoUNet(nn.Module):
                 connection, finest first.
             mid_block_additional_residual: ControlNet's, for the output of the middle stage.
             images: pictures beside the prompt, see ``IPAdapter.image_keys``.
-            controls: FreeU, FreeNoise's windows and the strength of motion, see ``Controls``.
+            controls: FreeU, FreeNoise's windows, the strength of motion and deep features of an
+                earlier call, see ``Controls``.
             conditions: what the ``embeddings`` take, by name: ``added_time_ids`` for SVD; ``fps``,
                 ``image_latents`` and ``image_embeddings`` for I2VGen-XL.
             image_only: [N, T], true for frames that are pictures by themselves, for a model with
                 ``temporal_mixing``.
+            guidance: scale that a model with ``time_cond_proj_dim`` is told; None tells nothing.
 
         Returns:
             [N, C_out, T, H, W].
@@ -217,6 +236,7 @@ class VideoUNet(nn.Module):
             timestep,
             encoder_hidden_states,
             conditions or {},
+            guidance,
             images=images or {},
             image_only=image_only,
             controls=controls,
@@ -226,19 +246,42 @@ class VideoUNet(nn.Module):
         x = self.conv_in(x.transpose(1, 2).flatten(0, 1))  # N*T C H W
         if self.transformer_in is not None:
             x = run_module(self.transformer_in, x, context)
-        skips = [x]
-        for index, stage in enumerate(self.down_blocks):
-            x, more = stage(x, context.within(f'down.{index}'))
-            skips += more
+        deep = controls.deep
+        reused = deep is not None and deep.reused
+        x, skips = self._way_down(x, context, deep.depth if deep is not None and reused else None)
         if down_block_additional_residuals is not None:
-            skips = _add_each(skips, down_block_additional_residuals)
-        x = self.mid_block(x, context.within('mid'))
-        if mid_block_additional_residual is not None:
-            x = x + mid_block_additional_residual
-        for index, stage in enumerate(self.up_blocks):
-            x = stage(x, skips, context.within(f'up.{index}'), index)
+            residuals = down_block_additional_residuals
+            skips = _add_each(skips, residuals[: len(skips)] if reused else residuals)
+        if deep is not None and deep.kept is not None:
+            x = deep.kept
+        else:
+            x = self.mid_block(x, context.within('mid'))
+            if mid_block_additional_residual is not None:
+                x = x + mid_block_additional_residual
+        x = self._way_up(x, skips, context)
         x = self.conv_out(self.conv_norm_out(x, context.frames, silu=True))
         return x.unflatten(0, (-1, context.frames)).transpose(1, 2)
+
+    def _way_down(
+        self, x: Tensor, context: LayerContext, most: int | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The coarsest map and the skip connections, after the first one ``most``, None for all."""
+        skips = [x]
+        for index, stage in enumerate(self.down_blocks):
+            left = None if most is None else most + 1 - len(skips)
+            x, more = stage(x, context.within(f'down.{index}'), left)
+            skips += more
+        return x, skips
+
+    def _way_up(self, x: Tensor, skips: list[Tensor], context: LayerContext) -> Tensor:
+        """From the middle, or from where the latest of fewer skip connections is met."""
+        left_out = self.deepest + 1 - len(skips)
+        for index, stage in enumerate(self._up_stages()):
+            layers = len(stage.resnets)
+            if left_out < layers:
+                x = stage(x, skips, context.within(f'up.{index}'), index, left_out)
+            left_out = max(left_out - layers, 0)
+        return x
 
     def _context(
         self,
@@ -246,10 +289,17 @@ class VideoUNet(nn.Module):
         timestep: Tensor | float,
         text: Tensor,
         conditions: Mapping[str, Tensor],
+        guidance: float | None,
         **others: Any,
     ) -> LayerContext:
         """Time embedded once a clip, text once for all frames."""
-        time = self.time_embedding(timestep_wave(timestep, sample, self.block_out_channels[0]))
+        wave = timestep_wave(timestep, sample, self.block_out_channels[0])
+        told = None
+        if guidance is not None:
+            if self.time_cond_proj_dim is None:
+                raise InputError(f'guidance={guidance}: this model is not told of any.')
+            told = guidance_sinusoid(guidance, self.time_cond_proj_dim).to(wave)
+        time = self.time_embedding(wave, told)
         time = sum(self._embedded('time', conditions, sample), time)
         tokens = self._embedded('tokens', conditions, sample)
         if tokens:
@@ -286,6 +336,11 @@ class VideoUNet(nn.Module):
             raise InputError(
                 f'encoder_hidden_states has {text.shape[0]} rows: expected {clips}, one for each '
                 f'clip, or {clips * frames}, one for each frame'
+            )
+        deep = controls.deep
+        if deep is not None and not 1 <= deep.depth <= self.deepest:
+            raise InputError(
+                f'deep.depth={deep.depth}: expected an integer from 1 to {self.deepest}.'
             )
         if self.max_frames is not None:
             windows = controls.windows

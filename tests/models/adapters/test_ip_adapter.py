@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from small_ip_adapters import FRAMES, KINDS, TEXT, WORDS
 from torch import Tensor, nn
 
+from mmvideo.checkpoints.catalog import place
 from mmvideo.errors import ConfigError, InputError, WeightsError
 from mmvideo.models.adapters import IPAdapter
 from mmvideo.models.adapters.cross_attention import check_scale, cross_attentions, is_silent
@@ -407,3 +408,15 @@ def test_a_scale_of_the_config(tmp_path: Path) -> None:
 def test_silence() -> None:
     assert is_silent(0) and is_silent([0, 0.0]) and is_silent({'up': {'block_1': [0, 0]}})
     assert not is_silent(0.1) and not is_silent([0, 1]) and not is_silent({'mid': 1})
+
+
+@pytest.mark.parametrize('name', ['ip-adapter', 'ip-adapter-plus', 'ip-adapter-plus-face'])
+def test_the_catalogue_names_the_encoder_too(name: str) -> None:
+    """The file lies beside the encoder's folder, not above it."""
+    config = IPAdapter.encoder_of(dict(from_pretrained=f'catalog://{name}'))
+    assert config is not None and 'subfolder' not in config
+    found = place(config['from_pretrained'], None, config['revision'])
+    assert found == ('h94/IP-Adapter', 'models/image_encoder', None)
+    other = dict(from_pretrained=f'catalog://{name}', image_encoder='models/other')
+    named = IPAdapter.encoder_of(other)
+    assert named is not None and named['subfolder'] == 'models/other'

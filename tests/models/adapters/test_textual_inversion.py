@@ -14,9 +14,11 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmvideo.checkpoints.files import read_tensors
+from mmvideo.checkpoints.layouts import recognise
 from mmvideo.errors import ConfigError, WeightsError
 from mmvideo.models.adapters import TextualInversion
-from mmvideo.models.adapters.textual_inversion import WordTokenizer
+from mmvideo.models.adapters.textual_inversion import WordTokenizer, read_vectors
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts, token_chunks
 from mmvideo.registry import TOKENIZERS
 
@@ -44,6 +46,13 @@ def write(folder: Path, layout: str, value: Tensor, word: str = '<cat>') -> Path
             sd_checkpoint=None, sd_checkpoint_name=None,
         )  # fmt: skip
         torch.save(content, path)
+    elif layout == 'original pt':
+        held = torch.nn.ParameterDict({'*': torch.nn.Parameter(value)})
+        torch.save(dict(string_to_token={'*': torch.tensor(265)}, string_to_param=held), path)
+    elif layout == 'original pt before archives':
+        held = torch.nn.ParameterDict({'*': torch.nn.Parameter(value)})
+        content = dict(string_to_token={'*': torch.tensor(265)}, string_to_param=held)
+        torch.save(content, path, _use_new_zipfile_serialization=False)
     elif layout == 'a1111 safetensors':
         save_file({'emb_params': value}, path)
     elif layout == 'diffusers safetensors':
@@ -196,6 +205,30 @@ def test_whole_words_in_any_case_the_longest_first() -> None:
 
 
 # Errors -----------------------------------------------------------------------------------------
+
+
+def test_vectors_in_a_parameter_dict(tmp_path: Path) -> None:
+    """As the first trainer writes them; other programs read such files unsafely or not at all."""
+    value = vectors(3)
+    path = write(tmp_path, 'original pt', value)
+    word, found = read_vectors(path)
+    assert word == 'my-cat' and torch.equal(found, value) and not found.requires_grad
+    assert recognise(read_tensors(path)) == 'textual_inversion'
+
+
+def test_a_parameter_dict_that_holds_no_parameters_is_refused(tmp_path: Path) -> None:
+    for held in ('text', None, [1]):
+        broken = torch.nn.ParameterDict()
+        broken.__dict__['_parameters'] = held
+        torch.save(dict(string_to_param=broken), tmp_path / 'a.pt')
+        with pytest.raises(WeightsError):
+            read_vectors(tmp_path / 'a.pt')
+    torch.save(dict(string_to_param=torch.nn.Linear(2, 2)), tmp_path / 'b.pt')
+    with pytest.raises(WeightsError, match='refused'):
+        read_vectors(tmp_path / 'b.pt')
+    # Before archives such an object came with the source code of its class.
+    with pytest.raises(WeightsError, match='refused'):
+        read_vectors(write(tmp_path, 'original pt before archives', vectors(1)))
 
 
 def test_files_that_are_no_textual_inversion(tmp_path: Path) -> None:

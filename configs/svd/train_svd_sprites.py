@@ -1,0 +1,108 @@
+# A small Stable Video Diffusion for the sprite world. Its image layers begin as those of the
+# sprites' text-to-image model, which predicts v of the same latents and is told time in another
+# way; what sees time begins as nothing. Picture encoder and denoiser are trained together, because
+# there is no CLIP of this world to begin with.
+_base_ = ['../_base_/svd_sprites.py', '../_base_/train.py']
+
+pictures = 'package://sprites'
+model = dict(
+    image_encoder=dict(
+        _delete_=True,
+        type='CLIPVisionModelWithProjection',
+        hidden_size=96,
+        intermediate_size=192,
+        projection_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=64,
+        patch_size=8,
+    ),
+    unet=dict(
+        _delete_=True,
+        type='VideoUNet',
+        image_weights=dict(from_pretrained=pictures, subfolder='unet', leave=['^time_embedding']),
+        sample_size=16,
+        in_channels=8,
+        block_out_channels=(48, 112),
+        down_block_types=('DownBlockSpatioTemporal', 'CrossAttnDownBlockSpatioTemporal'),
+        up_block_types=('CrossAttnUpBlockSpatioTemporal', 'UpBlockSpatioTemporal'),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        use_linear_projection=True,
+        temporal_mixing='learned_with_images',
+        embeddings=dict(add_embedding=dict(type='TimeIdsEmbedding', channels=64)),
+        num_frames=14,
+    ),
+    trainable=['^unet', '^image_encoder'],
+    # How far and where to is decided at levels of 5 to 30, looks are given: as much weight there as
+    # SVD-XT's training had.
+    sigma_mean=1.0,
+    sigma_std=1.6,
+    augmentation_mean=-3.0,
+    augmentation_std=0.5,
+    condition_dropout=0.1,
+)
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    # The motion is drawn freely: only motion bucket and frames a second tell how far it goes, and
+    # only the sprite's heading tells where to.
+    dataset=dict(
+        type='CachedLatents',
+        dataset=dict(
+            type='SpriteWorld',
+            length=3000,
+            num_frames=14,
+            paths='free',
+            fps=[6, 8, 12, 16],
+            captions=False,
+        ),
+        vae={{_base_.model.vae}},
+        cache_dir='work_dirs/sprites/cache',
+        num_clips=3000,
+        first_frame=True,
+    ),
+    sampler=dict(type='ResumableSampler'),
+    collate_fn=dict(type='default_collate'),
+)
+train_cfg = dict(max_iters=6000)
+# What begins as nothing learns faster than the image layers.
+optim_wrapper = dict(
+    optimizer=dict(lr=4e-4),
+    paramwise_cfg=dict(
+        no_decay_1d=True,
+        lr_mult={r'temporal_|time_|add_embedding|conv_in|image_encoder': 2.5},
+    ),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=5800, eta_min=2e-5),
+]
+custom_hooks = [
+    dict(type='NonFiniteGuard'),
+    dict(type='EMAHook', decay=0.998),
+    dict(
+        type='SampleHook',
+        interval=1000,
+        arguments=dict(
+            image=[
+                'package://sprites/examples/fish.png',
+                'package://sprites/examples/car.png',
+                'package://sprites/examples/rocket.png',
+                'package://sprites/examples/beetle.png',
+            ],
+            height=64,
+            width=64,
+            video_length=14,
+            num_inference_steps=20,
+            max_guidance_scale=2.0,
+            fps=8,
+            motion_bucket_id=160,
+            decode_chunk_size=14,
+            seed=0,
+        ),
+    ),
+    dict(type='ExportHook', dtype='float16'),
+]
