@@ -157,18 +157,21 @@ def describe(
     counts = [_count(motion, f'down_blocks.{b}.motion_modules.') for b in downs]
     first = next(k for k in motion if '.transformer_blocks.' in k)
     stem = first[: first.index('transformer_blocks.')] + 'transformer_blocks.'
+    depth = _count(motion, stem)
+    middle = any(k.startswith('mid_block.') for k in motion)
     return {
         '_class_name': 'MotionAdapter',
         'block_out_channels': [
             motion[f'down_blocks.{b}.motion_modules.0.proj_in.weight'].shape[0] for b in downs
         ],
         'motion_layers_per_block': counts[0] if len(set(counts)) == 1 else counts,
-        'motion_transformer_layers_per_block': _count(motion, stem),
+        'motion_transformer_layers_per_block': depth,
         'motion_mid_block_layers_per_block': 1,
         'motion_num_attention_heads': 8,
         'motion_norm_num_groups': 32,
         'motion_max_seq_length': positions,
-        'use_motion_mid_block': any(k.startswith('mid_block.') for k in motion),
+        'use_motion_mid_block': middle,
+        **({'motion_transformer_layers_per_mid_block': depth} if middle else {}),
         'conv_in_channels': None if conv_in is None else conv_in[0].shape[1],
     }
 

@@ -5,6 +5,10 @@ that overlap, and where they do the predictions are averaged with weights (Bar-T
 MultiDiffusion, equation 5). Which windows there are may change with the step, so that no seam stays
 in one place; the sequence of shifts is van der Corput's, as AnimateDiff's user interfaces have it.
 
+Averaging does not make windows agree where things are: that is decided in the first steps, by the
+noise. With noise of its own each window decides for itself, and the clip fades from one answer to
+the next, whatever the overlap. So windows share their noise (Qiu et al. 2023, FreeNoise).
+
 T frames of the clip, L frames of a window.
 """
 
@@ -38,6 +42,11 @@ class Windows:
         fusion: weight of a frame by its place in the window: ``'flat'``: the same. ``'pyramid'``:
             rising to the middle. ``'relative'``: rising from almost nothing, so the middle of a
             window decides. ``'overlap-linear'``: ramps over the overlap, else the same.
+        noise: of a clip that is longer than a window. ``'shuffle_context'``: that of the first
+            window, shuffled anew from window to window, see ``mmvideo.diffusion.free_noise``.
+            Windows that begin with different noise decide differently where things are, and no
+            overlap makes them agree. ``'repeat_context'``: the same without shuffling.
+            ``'random'``: each frame's own.
     """
 
     length: int = 16
@@ -45,6 +54,7 @@ class Windows:
     overlap: int | None = None
     stride: int = 1
     fusion: str = 'pyramid'
+    noise: str = 'shuffle_context'
 
     @property
     def shared(self) -> int:

@@ -210,7 +210,9 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
             negative_prompt_embeds=negative_prompt_embeds,
         )
         size = self.default_size
-        request = self._request(call, samples, height or size, width or size, video=clip)
+        height = size if height is None else height
+        width = size if width is None else width
+        request = self._request(call, samples, height, width, video=clip)
         self._check(request)
         return self._infer(request, callback)
 

@@ -130,6 +130,9 @@ def read_controls(
     """
     count = len(settings)
     videos = values.get('control_videos')
+    guess = False if values.get('guess_mode') is None else values['guess_mode']
+    if not isinstance(guess, bool):
+        raise InputError(f'guess_mode={guess!r}: expected True or False.')
     if not count:
         for name in ARGUMENTS[:-1]:
             if values.get(name) is not None:
@@ -145,9 +148,6 @@ def read_controls(
         )
     clips = _each(videos, count, 'control_videos')
     frames = _each_frames(values.get('control_frames'), count)
-    guess = values.get('guess_mode') or False
-    if not isinstance(guess, bool):
-        raise InputError(f'guess_mode={guess!r}: expected True or False.')
     spread = {
         name: _each(values.get(f'control_{name}'), count, f'control_{name}')
         for name in ('scale', 'start', 'end')

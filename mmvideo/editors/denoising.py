@@ -26,6 +26,7 @@ from mmvideo.editors.options import block_names
 from mmvideo.editors.out_of_memory import FrugalTrunk, TrunkCall, decode_frugally
 from mmvideo.editors.prompts import PromptTrack, encode_rows
 from mmvideo.editors.request import Request, Sample
+from mmvideo.errors import InputError
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
 from mmvideo.models.unet.context import DeepFeatures
 
@@ -93,6 +94,8 @@ class Denoising:
 
     @torch.no_grad()
     def _infer(self, request: Request, callback: Callback | None) -> dict[str, Tensor]:
+        if callback is not None and not callable(callback):
+            raise InputError(f'callback={callback!r}: expected a function or None.')
         latents = [self._denoise(group, request, callback) for group in self._groups(request)]
         order = [i for group in self._groups(request) for i in (s.index for s in group)]
         ordered = torch.cat(latents)[torch.tensor(order).argsort()]
@@ -273,9 +276,9 @@ class Denoising:
         return self._drawn(item, request)
 
     def _drawn(self, item: Sample, request: Request) -> Tensor:
-        shape, free_noise = self._noise_shape(request), request.options.free_noise
-        if free_noise is not None:
-            return free_noise.draw(shape, item.generator)
+        shape, repeated = self._noise_shape(request), request.options.noise
+        if repeated is not None:
+            return repeated.draw(shape, item.generator)
         return torch.randn(shape, generator=item.generator)
 
     def _noise_shape(self, request: Request) -> tuple[int, ...]:

@@ -216,12 +216,14 @@ class LatentDiffusion(Adaptable, LatentEditor):
         values.update(arguments)
         frames = values.get('video_length', 1)
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
-        options = read_options(chosen, frames, facts.max_frames, facts.levels)
+        limits = (facts.max_frames, facts.levels, facts.deepest, facts.told_guidance)
+        options = read_options(chosen, frames, *limits)
         if values.get('prompt_embeds') is None:
             as_prompts(values.get('prompt'), num_frames=frames)
         draws = values.get('draws', 'official')
         check_course(values.get('timesteps'), values.get('sigmas'), draws=draws)
-        as_prompts(values.get('negative_prompt') or '', 'negative_prompt', frames)
+        unwanted = values.get('negative_prompt')
+        as_prompts('' if unwanted is None else unwanted, 'negative_prompt', frames)
         check_seeds(values.get('seed'))
         size = facts.default_size
         settings = {
@@ -230,8 +232,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         check_settings(
             **settings,
             num_frames=frames,
-            height=values.get('height') or size,
-            width=values.get('width') or size,
+            height=size if values.get('height') is None else values['height'],
+            width=size if values.get('width') is None else values['width'],
             multiple=facts.vae_scale,
             max_frames=options.frame_limit(facts.max_frames),
         )
@@ -241,7 +243,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         height, width = values.get('height'), values.get('width')
         # else the picture or clip says what is not given
         if 'image' not in known and values.get('video') is None:
-            height, width = height or size, width or size
+            height, width = (size if side is None else side for side in (height, width))
         clip = None if height is None or width is None else (height, width)
         check_image_prompts(model, image_prompts(values), frames, clip)
 

@@ -101,6 +101,8 @@ def clip_affinity(
 def clip_images(image: Any, per_clip: int) -> list[list[Any]]:
     """The pictures of each sample; a flat list with several of a clip is one clip's."""
     entries = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not entries:
+        raise InputError('image is an empty list: expected at least one picture.')
     if per_clip > 1 and not any(isinstance(entry, (list, tuple)) for entry in entries):
         entries = [entries]
     clips = [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in entries]

@@ -113,6 +113,14 @@ class Options:
         """How many frames the clip may have; None where windows make any length possible."""
         return max_frames if self.windows is None and self.free_noise is None else None
 
+    @property
+    def noise(self) -> FreeNoise | None:
+        """How noise repeats over the clip: as FreeNoise says, else as the windows do."""
+        if self.free_noise is not None or self.windows is None:
+            return self.free_noise
+        length = self.windows.length
+        return FreeNoise(length, max(1, length // 4), noise_type=self.windows.noise)
+
     def plans(self) -> Iterator[WindowPlan | None]:
         """The windows of each step, one after the other; None sees the whole clip."""
         if self.windows is None:
@@ -232,6 +240,7 @@ def read_windows(value: Any, max_frames: int | None = None) -> Windows | None:
     _check_window('windows.length', found.length, max_frames)
     check_choice('windows.schedule', found.schedule, SCHEDULES)
     check_choice('windows.fusion', found.fusion, FUSIONS)
+    check_choice('windows.noise', found.noise, NOISES)
     check_whole('windows.stride', found.stride, 1, 16)
     if found.overlap is not None:
         check_whole('windows.overlap', found.overlap, 0)

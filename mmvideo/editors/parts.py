@@ -269,13 +269,13 @@ def export_motion_adapter(unet: VideoUNet) -> tuple[dict[str, Any], dict[str, Te
     if unet.in_channels != unet.out_channels:
         conv = (state['conv_in.weight'], state['conv_in.bias'])
         tensors |= {'conv_in.weight': conv[0], 'conv_in.bias': conv[1]}
-    motion = unet.settings['motion_module']
+    motion, groups = unet.settings['motion_module'], unet.settings.get('norm_num_groups', 32)
     config = describe(
         {k: v for k, v in tensors.items() if _MOTION in k}, conv, motion.get('max_positions', 32)
     )
     config.update(
         motion_num_attention_heads=motion.get('num_attention_heads', 8),
-        motion_norm_num_groups=unet.settings.get('norm_num_groups', 32),
+        motion_norm_num_groups=motion.get('norm_num_groups', groups),
     )
     return config, tensors
 

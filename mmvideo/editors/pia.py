@@ -164,6 +164,7 @@ class PIA(AnimateDiff):
         clip = self._clip(video, video_length, height, width)
         request = self._request(call, samples, height, width, video=clip)
         self._check(request)
+        self._check_condition()
         count = len(samples) // num_videos_per_prompt
         if len(images) not in (1, count):
             raise InputError(f'{len(images)} images for {len(samples)} samples.')
@@ -194,6 +195,15 @@ class PIA(AnimateDiff):
                 prepare_condition_image(
                     item, arguments.get('height'), arguments.get('width'), multiple=multiple
                 )
+
+    def _check_condition(self) -> None:
+        """Refuse weights that never saw a picture: another model's, before they are trained."""
+        weight = self.unet.conv_in.weight[:, self.condition_module.latent_channels :]
+        if not weight.any():
+            raise InputError(
+                "image: this model's weights have nothing for it, the condition's channels of "
+                "conv_in are all zero. Give PIA's own as model.motion_module, or train them."
+            )
 
     def _images(
         self, image: Any, height: int | None, width: int | None, per_clip: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,14 +169,16 @@ def check_clip_skip(value: Any, layers: int | None) -> None:
 
 def check_seeds(seed: int | Sequence[int] | None, count: int | None = None) -> None:
     """Seeds are integers >= 0; a list must have one for each sample."""
-    seeds = [seed] if seed is None or isinstance(seed, int) else list(seed)
+    if seed is None:
+        return
+    seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
     for value in seeds:
-        if value is None:
-            continue
+        if value is None and count is None:
+            continue  # it is drawn before it counts
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SEED:
             raise InputError(f'seed={value!r}: expected an integer from 0 to {MAX_SEED}.')
-    if count is not None and isinstance(seed, Sequence) and len(seed) != count:
-        raise InputError(f'{len(seed)} seeds for {count} samples: give one seed for each, or one.')
+    if count is not None and isinstance(seed, (list, tuple)) and len(seeds) != count:
+        raise InputError(f'{len(seeds)} seeds for {count} samples: give one seed for each, or one.')
 
 
 def as_prompts(prompt: Any, name: str = 'prompt', num_frames: int | None = None) -> list[Timeline]:
@@ -185,10 +187,9 @@ def as_prompts(prompt: Any, name: str = 'prompt', num_frames: int | None = None)
     Args:
         num_frames: of the clip, which must have every key; None checks no key.
     """
-    single = isinstance(prompt, (str, Mapping, Timeline))
-    prompts = [prompt] if single else list(prompt or [])
-    if not prompts:
+    if prompt is None or (isinstance(prompt, (list, tuple)) and not prompt):
         raise InputError(f'{name} is missing: give a text, or a list of texts.')
+    prompts = prompt if isinstance(prompt, (list, tuple)) else [prompt]
     timelines = [text_timeline(value, name) for value in prompts]
     if num_frames is not None:
         check_whole('num_frames', num_frames, 1)
@@ -236,8 +237,7 @@ def make_samples(
         check_embeds('prompt_embeds', prompt_embeds, prompt, num_frames)
         prompts = as_prompts([''] * len(prompt_embeds))
     prompts = prompts * repeat if len(prompts) == 1 else prompts
-    if not isinstance(num_videos_per_prompt, int) or num_videos_per_prompt < 1:
-        raise InputError(f'num_videos_per_prompt={num_videos_per_prompt!r}: expected >= 1.')
+    check_whole('num_videos_per_prompt', num_videos_per_prompt, 1)
     prompts = [text for text in prompts for _ in range(num_videos_per_prompt)]
     count = len(prompts)
     unwanted = '' if negative_prompt is None else negative_prompt
@@ -250,6 +250,12 @@ def make_samples(
         check_embeds('negative_prompt_embeds', negative_prompt_embeds, negative_prompt, num_frames)
     avoided = _spread_embeds(negative_prompt_embeds, count)
     generators = make_generators(seed, generator, count)
+    if latents is not None and not isinstance(latents, torch.Tensor):
+        raise InputError(
+            f'latents is a {type(latents).__name__}: expected a tensor [N, C, T, H, W].'
+        )
+    if latents is not None and (latents.ndim == 0 or not latents.isfinite().all()):
+        raise InputError('latents: expected finite numbers [N, C, T, H, W].')
     if latents is not None and latents.shape[0] != count:
         raise InputError(f'latents has {latents.shape[0]} items for {count} samples.')
     return [
@@ -296,11 +302,13 @@ def make_generators(
 ) -> list[torch.Generator]:
     """One CPU generator a sample, from generators, seeds, or fresh entropy."""
     if generator is not None:
-        if isinstance(generator, torch.Generator):
-            return [generator] * count
-        if len(generator) != count:
-            raise InputError(f'{len(generator)} generators for {count} samples.')
-        return list(generator)
+        several = generator if isinstance(generator, (list, tuple)) else [generator] * count
+        for item in several:
+            if not isinstance(item, torch.Generator) or item.device.type != 'cpu':
+                raise InputError(f'generator: {item!r}, expected generators of torch on the CPU.')
+        if len(several) != count:
+            raise InputError(f'{len(several)} generators for {count} samples.')
+        return list(several)
     check_seeds(seed, count)
     if seed is None:
         seed = torch.seed() % 2**31

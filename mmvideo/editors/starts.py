@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmvideo.diffusion.inversion import METHODS, Inversion, invert
 from mmvideo.diffusion.sampling import Callback
-from mmvideo.editors.checks import check_choice, check_whole
+from mmvideo.editors.checks import check_choice, check_range, check_whole
 from mmvideo.editors.course import Course
 from mmvideo.editors.denoising import Denoising, Schedule, Span, by_windows
 from mmvideo.editors.options import read_settings
@@ -43,6 +43,7 @@ def read_strength(strength: Any, video: Any, picture: bool, inversion: Any = Non
     """
     if strength is None:
         return 1.0 if video is None or read_method(inversion) is not None else USUAL_STRENGTH
+    check_range('strength', strength, 0, 1, open_low=True)
     if video is None and not picture and strength != 1:
         raise InputError(f'strength={strength!r} without a video: give the clip to start from.')
     return strength

@@ -70,6 +70,8 @@ class TextToImage(LatentDiffusion):
             negative_prompt_embeds=negative_prompt_embeds,
         )
         size = self.default_size
-        request = self._request(call, samples, height or size, width or size)
+        height = size if height is None else height
+        width = size if width is None else width
+        request = self._request(call, samples, height, width)
         self._check(request)
         return self._infer(request, callback)

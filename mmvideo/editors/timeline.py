@@ -160,7 +160,7 @@ def _from_mapping(
     if not frames:
         raise InputError(f'{name} has no keyframes: give at least one, such as {{0: ...}}.')
     easing, loop = settings.get('interpolation', 'linear'), settings.get('loop', False)
-    if easing not in EASINGS:
+    if not isinstance(easing, str) or easing not in EASINGS:
         raise InputError(
             f'{name}: interpolation={easing!r}, expected one of {", ".join(EASINGS)}.'
             f'{nearest(easing, EASINGS)}'

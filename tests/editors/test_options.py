@@ -77,6 +77,22 @@ def test_windows_of_a_batch_equal_each_alone(animatediff: Any) -> None:
     assert distance(together[1:], alone) <= 1e-5
 
 
+def test_windows_share_their_noise(animatediff: Any, calls: list) -> None:
+    """Windows that begin with different noise put things in different places."""
+    shared = dict(video_length=16, num_inference_steps=1, guidance_scale=1.0)
+    make(animatediff, 'a car', **shared, windows=dict(length=8, overlap=0))
+    first, second = (call['sample'][0] for call in calls)  # frames 0 to 7 and 8 to 15
+    for frame in range(8):
+        group = frame // 2 * 2  # a quarter of a window is shuffled together
+        same = [torch.equal(second[:, frame], first[:, other]) for other in range(8)]
+        assert sum(same) == 1 and any(same[group : group + 2])
+    calls.clear()
+    make(animatediff, 'a car', **shared, windows=dict(length=8, overlap=0, noise='random'))
+    assert torch.equal(calls[0]['sample'][0], first)
+    assert not torch.equal(calls[1]['sample'][0], second)
+    assert all((calls[1]['sample'][0][:, f] - first[:, f]).abs().max() > 0.1 for f in range(8))
+
+
 def test_pia_sees_the_affinity_of_each_windows_frames(pia: Any, calls: list) -> None:
     curve = {0: 1.0, 19: 0.05}
     make(pia, 'a car', image=picture(), video_length=20, motion_scale=curve,

@@ -279,6 +279,8 @@ def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
 def _check_edge(name: str, value: int | None, multiple: int) -> None:
     if value is None:
         return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f'{name}={value!r}: expected an integer, a multiple of {multiple}.')
     if value < multiple or value % multiple:
         near = max(multiple, round(value / multiple) * multiple)
         raise InputError(f'{name}={value}: expected a multiple of {multiple}, such as {near}.')

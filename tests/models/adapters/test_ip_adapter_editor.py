@@ -140,6 +140,23 @@ def test_windows_see_the_pictures_of_their_frames(build: Callable) -> None:
         assert_close(clip[:, :, part], alone, 1e-5)
 
 
+def test_free_noise_sees_the_pictures(build: Callable) -> None:
+    """Attention in windows of time leaves the pictures where they are, and nothing behind."""
+    editor, first, second = build('plain'), picture(0), picture(1)
+    call = dict(prompt='a fish', guidance_scale=3.0, num_inference_steps=2, seed=5)
+    plain = editor.infer(**call, video_length=4, ip_adapter_image=first)['samples']
+    noise = dict(context_length=4, context_stride=2)
+    long = dict(call, video_length=8, free_noise=noise)
+    one = editor.infer(**long, ip_adapter_image=first)['samples']
+    same = editor.infer(**long, ip_adapter_image={'frames': [first] * 8})['samples']
+    assert_close(one, same, 1e-5)
+    half = {'frames': [first] * 4 + [second] * 4}
+    both = editor.infer(**long, ip_adapter_image=half)['samples']
+    assert (both - one)[:, :, 4:].abs().amax((0, 1, 3, 4)).min() > 1e-4
+    again = editor.infer(**call, video_length=4, ip_adapter_image=first)['samples']
+    assert torch.equal(again, plain)
+
+
 # Attached and detached ------------------------------------------------------------------------
 
 
