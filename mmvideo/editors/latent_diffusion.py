@@ -298,6 +298,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             multiple=self.vae_scale,
             max_frames=request.options.frame_limit(self.unet.max_frames),
         )
+        request.options.check_steps(request.num_inference_steps)
         layers = self.text_encoder.config.num_hidden_layers
         check_clip_skip(request.clip_skip, layers)
         check_clip_skip(request.negative_clip_skip, layers)
