@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from mmvideo.apis.cli import Parser
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / 'results'
 EXAMPLES = """
@@ -37,9 +39,7 @@ STEP_SHARES = (0.75, 0.5, 0.25)
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add('config', nargs='?', default=str(ROOT / 'configs/sprites/animatediff_sprites.py'))
     add('--steps', type=int, help='of the full call; default: those of the config')

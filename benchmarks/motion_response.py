@@ -10,6 +10,8 @@ import argparse
 import json
 import sys
 
+from mmvideo.apis.cli import Parser
+
 EXAMPLES = """
 examples:
   python benchmarks/motion_response.py configs/svd/svd_sprites.py motion_bucket_id 0 64 127 191 255
@@ -21,9 +23,7 @@ COLUMNS = ('median_displacement', 'median_excursion', 'direction', 'condition_fr
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='a config with a SpriteMetric')
     parser.add_argument('argument', help="of the model's infer, such as motion_bucket_id")
     parser.add_argument('values', nargs='+', help='what to give it')

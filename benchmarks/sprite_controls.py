@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmvideo.apis.cli import Parser
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
     'animatediff': ROOT / 'configs/sprites/animatediff_sprites.py',
@@ -63,9 +65,7 @@ class Figure:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('--clips', type=int, default=12, help='clips of each figure')
     parser.add_argument('--steps', type=int, default=25)
     parser.add_argument('--guidance', type=float, default=3.0)

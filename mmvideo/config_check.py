@@ -168,6 +168,7 @@ def survey(cfg: Mapping[str, Any]) -> Iterator[Place]:
             yield from _infer(cfg)
         elif _is_section(key):
             yield from _walk(cfg[key], (key,), (key,), None, {})
+    yield from _predict(cfg.get('model'))
     for dotted, kind in NAMED.items():
         name = _get(cfg, dotted)
         if name is not None:
@@ -339,6 +340,20 @@ def _infer(cfg: Mapping[str, Any]) -> Iterator[Place]:
         raise ConfigError(f'infer: {model["type"]} has no infer()')
     names = _own(method, skip=1)[0].names | set(FILE_KEYS)
     yield Place(('infer',), value, f'infer: {model["type"]}.infer', names)
+
+
+def _predict(model: Any) -> Iterator[Place]:
+    """``model.predict`` holds them too, for a runner that tests."""
+    value = model.get('predict') if isinstance(model, Mapping) else None
+    if not isinstance(value, Mapping) or 'type' not in model:
+        return
+    method = getattr(_resolve(model['type'], 'MODELS', ('model',)), 'infer', None)
+    if method is None:
+        return
+    signature, rest = _own(method, skip=1)
+    if rest is None:  # else it takes any
+        what = f'model.predict: {model["type"]}.infer'
+        yield Place(('model', 'predict'), value, what, signature.names)
 
 
 def _check_place(place: Place) -> None:

@@ -34,4 +34,4 @@ test_dataloader = dict(
     collate_fn=dict(type='default_collate'),
 )
 test_cfg = dict(type='TestLoop')
-test_evaluator = dict(type='SpriteMetric', style='flat')
+test_evaluator = dict(type='SpriteMetric', style='flat', layout='CTHW')

@@ -12,7 +12,7 @@ model = dict(
     ),
     condition_module=dict(type='PIACondition', latent_channels=4),
     first_channels='pia',
-    predict=dict(num_inference_steps=25, guidance_scale=3.0, motion_scale=2),
+    predict=dict(num_inference_steps=25, guidance_scale=2.0, motion_scale=2),
 )
 infer = dict(
     prompt='a red fish moving left on the sea',
@@ -22,7 +22,7 @@ infer = dict(
     video_length=16,
     motion_scale=2,
     num_inference_steps=25,
-    guidance_scale=3.0,
+    guidance_scale=2.0,
     seed=0,
     fps=8,
     formats=['mp4', 'gif'],
@@ -43,4 +43,4 @@ test_dataloader = dict(
     collate_fn=dict(type='default_collate'),
 )
 test_cfg = dict(type='TestLoop')
-test_evaluator = dict(type='SpriteMetric', style='flat')
+test_evaluator = dict(type='SpriteMetric', style='flat', layout='CTHW')

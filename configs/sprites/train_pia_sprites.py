@@ -28,6 +28,7 @@ model = dict(
         statistics=dict(minimum=[0.0] * 16, maximum=affinity_maximum),
     ),
     condition_loss_weight=4.0,
+    timestep_range=(100, 1000),
     trainable=['motion_modules', r'^unet\.conv_in'],
 )
 train_dataloader = dict(
@@ -44,15 +45,13 @@ train_dataloader = dict(
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
 )
-train_cfg = dict(max_iters=2000)
-# The condition's channels begin at zero, so they learn faster than the modules.
-optim_wrapper = dict(
-    optimizer=dict(lr=7e-4),
-    paramwise_cfg=dict(no_decay_1d=True, lr_mult={r'^unet[.]conv_in': 10.0}),
-)
+train_cfg = dict(max_iters=5500)
+# At higher rates, and with a rate of its own for the condition's channels, two clips a step undo
+# what the stage before has learnt.
+optim_wrapper = dict(optimizer=dict(lr=5e-4), paramwise_cfg=dict(no_decay_1d=True))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, T_max=1900, eta_min=2e-5),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, T_max=5450, eta_min=2e-5),
 ]
 custom_hooks = [
     dict(type='NonFiniteGuard'),

@@ -30,4 +30,4 @@ test_dataloader = dict(
     collate_fn=dict(type='default_collate'),
 )
 test_cfg = dict(type='TestLoop')
-test_evaluator = dict(type='SpriteMetric', style='flat', motion='heading')
+test_evaluator = dict(type='SpriteMetric', style='flat', layout='CTHW', motion='heading')

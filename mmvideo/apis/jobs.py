@@ -76,14 +76,17 @@ def merge_arguments(
             if key in OUTPUT_KEYS and values is defaults:
                 continue
             if name not in parameters:
-                raise InputError(_unknown(editor, key, parameters))
+                raise InputError(_unknown(editor, key, value, parameters))
             merged[name] = value
     if given.get('video') is not None and 'image' in merged and 'image' not in given:
         merged['image'] = None  # a caller's clip has its own picture, not the config's
     return merged
 
 
-def _unknown(editor: type, key: str, parameters: Mapping[str, Any]) -> str:
+def _unknown(editor: type, key: str, value: Any, parameters: Mapping[str, Any]) -> str:
+    reason = getattr(editor, 'not_taken', {}).get(key)
+    if reason is not None:
+        return f'{key}={value!r}: {editor.__name__} {reason}.'
     listed = ', '.join(parameters)
     return f'{editor.__name__} takes no {key!r}.{nearest(key, parameters)} It takes: {listed}.'
 

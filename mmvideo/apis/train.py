@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.dist import is_main_process
 
 from mmvideo.apis.cli import json_file
 from mmvideo.apis.devices import dtype_name, pick_device, pick_dtype
@@ -89,6 +88,7 @@ def test(
     Raises:
         UserError: before any weight is read, where the input allows it.
     """
+    from mmvideo.engine.clip_counter import ClipCounter
     from mmvideo.engine.precheck import check_dataset
 
     out_file = json_file(out)
@@ -111,7 +111,8 @@ def test(
         clips = len(runner.test_dataloader.dataset)
         shown = progress and is_main_process()
         with Progress(1, clips, 'testing', shown, unit='clip') as bar:
-            runner.register_hook(_Counting(bar, clips))
+            bar.next_clip()
+            runner.register_hook(ClipCounter(bar.callback, clips))
             begin = time.monotonic()
             figures = runner.test()
         found = dict(
@@ -128,24 +129,6 @@ def test(
             for path in filter(None, (Path(runner.log_dir) / 'figures.json', out_file)):
                 write_text(path, json.dumps(found, indent=2) + '\n')
     return figures
-
-
-class _Counting(Hook):
-    """Tells a progress how many clips are done."""
-
-    def __init__(self, bar: Progress, clips: int) -> None:
-        self.bar, self.clips, self.done = bar, clips, 0
-
-    def before_test(self, runner: Any) -> None:
-        """Count from here."""
-        self.bar.next_clip()
-
-    def after_test_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
-        """Count a batch of every process; the last one may be padded."""
-        self.done = min(self.clips, self.done + len(outputs) * get_world_size())
-        self.bar.callback(self.done, self.clips)
 
 
 def _checkpoint(named: str) -> Path:

@@ -45,6 +45,8 @@ class LatentEditor(Denoising, BaseModel):
     # What ``offload`` is called with by who runs the editor.
     offload_mode: str | None = None
     lora: dict[str, LowRank]  # pairs in training, by the denoiser's layer
+    # Arguments of other editors that ``infer`` has not, each with the reason.
+    not_taken: Mapping[str, str] = {}
     # Of the options of a call (``mmvideo.editors.options``) those that this editor takes.
     _OPTIONS: tuple[str, ...] = ()
 
@@ -60,7 +62,9 @@ class LatentEditor(Denoising, BaseModel):
     def check_names(cls, arguments: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
         """The parameters of ``infer``; raises InputError for an argument that is none of them."""
         known = inspect.signature(cls.infer).parameters  # type: ignore[attr-defined]
-        for name in arguments:
+        for name, value in arguments.items():
+            if name in cls.not_taken:
+                raise InputError(f'{name}={value!r}: {cls.__name__} {cls.not_taken[name]}.')
             if name not in known or name == 'self':
                 raise InputError(f'{cls.__name__} takes no {name!r}.{nearest(name, known)}')
         return known

@@ -34,7 +34,7 @@ from mmvideo.editors.picture_training import PictureTraining
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.editors.prompts import PromptTrack
 from mmvideo.editors.request import Request, Sample, check_seeds, check_size, make_samples
-from mmvideo.errors import ConfigError, InputError
+from mmvideo.errors import ConfigError
 from mmvideo.models.conditioning.clip_picture import clip_input
 from mmvideo.models.conditioning.image import open_rgb
 from mmvideo.registry import MODELS, SCHEDULERS
@@ -68,6 +68,9 @@ class StableVideoDiffusion(PictureTraining):
     """
 
     _OPTIONS = ('windows', *COMMON)
+    not_taken = dict.fromkeys(
+        ('prompt', 'negative_prompt'), 'takes no text; the picture alone says what is seen'
+    )
     part_registries = {
         'vae': 'MODELS',
         'image_encoder': 'MODELS',
@@ -263,12 +266,6 @@ class StableVideoDiffusion(PictureTraining):
         Raises:
             InputError: naming the argument, its value and what was expected.
         """
-        for name in ('prompt', 'negative_prompt'):
-            if arguments.get(name) is not None:
-                raise InputError(
-                    f'{name}={arguments[name]!r}: {cls.__name__} takes no text; the picture alone '
-                    'says what is seen.'
-                )
         check_memory(model)
         known = cls.check_names(arguments)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}

@@ -150,7 +150,7 @@ def test_without_an_image_encoder_the_embedding_is_zero():
 
 
 @pytest.mark.parametrize(
-    ('mode', 'size'), [('RGBA', (9, 7)), ('L', (1, 1)), ('I;16', (40, 3)), ('P', (3, 30))]
+    ('mode', 'size'), [('RGBA', (9, 7)), ('L', (2, 2)), ('I;16', (40, 3)), ('P', (3, 30))]
 )
 def test_pictures_of_any_kind(editor, mode, size):
     assert torch.isfinite(run(editor, image=Image.new(mode, size), num_inference_steps=1)).all()
@@ -173,7 +173,7 @@ WRONG = [
     (dict(image=None), r'image is missing: I2VGen-XL animates a picture'),
     (dict(image=[]), r'image is an empty list'),
     (dict(image='no.png'), r'no\.png does not exist'),
-    (dict(image=Image.new('RGB', (100_000, 1))), r'100000x1 px, too narrow'),
+    (dict(image=Image.new('RGB', (100_000, 1))), r'100000x1 px: expected at least 2x2'),
     (dict(prompt=None), r'prompt is missing'),
 ]
 

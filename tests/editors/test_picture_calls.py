@@ -94,7 +94,7 @@ SVD = [
     (dict(width=30.5), 'width=30.5'),
 ]
 I2VGEN = [
-    (dict(num_frames=0), 'num_frames=0'),
+    (dict(video_length=0), 'num_frames=0'),
     (dict(decode_chunk_size=0), 'decode_chunk_size=0'),
     (dict(target_fps=0), 'target_fps=0'),
     (dict(target_fps=7.5), 'target_fps=7.5: expected an integer'),
@@ -118,4 +118,4 @@ def test_clips_have_no_longest_length_here() -> None:
     """Neither family has positions that end: a clip of 1000 frames is a matter of memory."""
     picture = Image.fromarray(pixels(40, 48))
     check('svd', image=picture, video_length=1000)
-    check('i2vgen', image=picture, num_frames=1000)
+    check('i2vgen', image=picture, video_length=1000)

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmvideo.editors.animatediff import AnimateDiff
 from mmvideo.editors.pia import PIA
 from mmvideo.errors import InputError
+from mmvideo.registry import MODELS
 
 FAST = dict(prompt='a car', video_length=4, num_inference_steps=5, guidance_scale=2.0, seed=3)
 
@@ -103,5 +104,4 @@ def test_the_callers_checks(tiny_config: Callable) -> None:
         with pytest.raises(InputError, match=expected):
             cls.check(config, {**FAST, **wrong})
     with pytest.raises(InputError, match='without a video'):
-        make_built = dict(FAST, strength=0.5)
-        AnimateDiff.infer(None, **make_built)
+        MODELS.build(model).infer(**FAST, strength=0.5)

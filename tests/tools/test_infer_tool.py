@@ -155,7 +155,7 @@ MISTAKES = [
     ([SVD, '--prompt', 'a fish'], 'takes no text'),
     ([SVD, '--cfg-options', 'infer.decode_chunk_size=0'], 'decode_chunk_size=0'),
     ([I2VGEN, '--target-fps', '0'], 'target_fps=0'),
-    ([I2VGEN, '--cfg-options', 'infer.num_frames=0'], 'num_frames=0'),
+    ([I2VGEN, '--cfg-options', 'infer.video_length=0'], 'num_frames=0'),
 ]
 
 
