@@ -67,7 +67,7 @@ def test_the_plan_knows_frames_and_size(inferencer: VideoInferencer, image: Path
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(prompt='a fish'), "StableVideoDiffusion takes no text"),
+        (dict(prompt='a fish'), 'StableVideoDiffusion takes no text'),
         (dict(num_frames=0), 'num_frames=0'),
         (dict(height=7), 'height=7'),
         (dict(height='x'), "height='x'"),
