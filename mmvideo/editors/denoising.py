@@ -96,8 +96,9 @@ class Denoising:
     def _infer(self, request: Request, callback: Callback | None) -> dict[str, Tensor]:
         if callback is not None and not callable(callback):
             raise InputError(f'callback={callback!r}: expected a function or None.')
-        latents = [self._denoise(group, request, callback) for group in self._groups(request)]
-        order = [i for group in self._groups(request) for i in (s.index for s in group)]
+        groups = self._groups(request)
+        latents = [self._denoise(group, request, callback) for group in groups]
+        order = [item.index for group in groups for item in group]
         ordered = torch.cat(latents)[torch.tensor(order).argsort()]
         if request.output_type == 'latent':
             return dict(latents=ordered)

@@ -195,7 +195,7 @@ class Starts(Denoising):
         """Clean latents [N, C, T, H, W] as the noise they come from without guidance."""
         if inversion.prompt is not None:
             prompt = text_timeline(inversion.prompt, 'inversion.prompt')
-            group = [replace(item, prompt=prompt) for item in group]
+            group = [replace(item, prompt=prompt, embeds=None) for item in group]
         exact = replace(request, options=replace(request.options, deep_cache=None))
         course = Course(self._context(group, False, exact), False, None, len(group))
         predict = self._denoiser(group, exact, course, False)

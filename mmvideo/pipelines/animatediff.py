@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mmvideo.errors import InputError
-from mmvideo.pipelines.handles import controls_of
 from mmvideo.pipelines.text import KINDS, MotionPipeline
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -63,9 +62,6 @@ class AnimateDiffControlNetPipeline(MotionPipeline):
     """
 
     kinds: ClassVar = KINDS | {'controlnet': 'ControlNetModel'}
-
-    def _controls(self, parts: Mapping[str, Any]) -> list[Any]:
-        return controls_of(parts['controlnet'])
 
     @property
     def controlnet(self) -> Any:
@@ -135,9 +131,6 @@ class AnimateDiffSparseControlNetPipeline(MotionPipeline):
     """
 
     kinds: ClassVar = KINDS | {'controlnet': 'SparseControlNetModel'}
-
-    def _controls(self, parts: Mapping[str, Any]) -> list[Any]:
-        return controls_of(parts['controlnet'])
 
     @property
     def controlnet(self) -> Any:

@@ -17,6 +17,7 @@ from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
 from mmvideo.pipelines.adapters import Adapters
 from mmvideo.pipelines.base import VideoPipeline, _Part
 from mmvideo.pipelines.features import ImageFeatures, MotionFeatures
+from mmvideo.pipelines.handles import controls_of
 
 KINDS = {
     'vae': 'AutoencoderKL',
@@ -163,7 +164,7 @@ class MotionPipeline(MotionFeatures, TextPipeline):
         return AnimateDiff(**parts)
 
     def _controls(self, parts: Mapping[str, Any]) -> list[Any]:
-        return []
+        return controls_of(parts['controlnet']) if 'controlnet' in parts else []
 
     def _check_denoiser(self, unet: Any) -> None:
         if unet.max_frames is None:
