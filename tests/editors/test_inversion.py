@@ -15,6 +15,7 @@ from mmvideo.config import load_config
 from mmvideo.editors.animatediff import AnimateDiff
 from mmvideo.editors.pia import PIA
 from mmvideo.errors import InputError
+from mmvideo.models.conditioning.text import encode_prompts
 from mmvideo.registry import DATASETS, MODELS
 
 SPRITES = Path(__file__).parents[2] / 'configs' / 'sprites' / 'animatediff_sprites.py'
@@ -61,6 +62,17 @@ def test_sampling_gives_the_clip_again() -> None:
         -20 * math.log10(rms(editor.decode(x) - target)) for x in (expected, found, drawn)
     )
     assert own > best - 3 and far < best - 6, (best, own, far)
+
+
+def test_its_prompt_counts_beside_embeddings(animatediff: Any) -> None:
+    """A clip is brought back by the inversion's prompt and made again by the embeddings."""
+    with torch.no_grad():
+        embeds = encode_prompts(animatediff.tokenizer, animatediff.text_encoder, ['a car'])
+    shared = dict(video=clip(), inversion=dict(prompt='a red fish'))
+    found = make(animatediff, **shared, prompt=None, prompt_embeds=embeds)
+    assert (found - make(animatediff, **shared)).abs().max() <= 1e-5
+    other = make(animatediff, video=clip(), inversion='ddim')
+    assert (found - other).abs().max() > 1e-4
 
 
 def test_another_prompt_changes_the_clip(animatediff: Any) -> None:
