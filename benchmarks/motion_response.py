@@ -28,6 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('argument', help="of the model's infer, such as motion_bucket_id")
     parser.add_argument('values', nargs='+', help='what to give it')
     parser.add_argument('--clips', type=int, default=48, metavar='N', help='of each value')
+    parser.add_argument('--dtype', default='float32', help='of the model, such as bfloat16')
     parser.add_argument('--work-dir', metavar='D', help='for logs')
     parser.add_argument('--out', metavar='FILE.json', help='where to write the figures')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
@@ -43,7 +44,9 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for value in args.values:
         options = [f'model.predict.{args.argument}={value}',
                    f'test_dataloader.dataset.length={args.clips}', *args.cfg_options]  # fmt: skip
-        found = test(args.config, work_dir=args.work_dir, cfg_options=options)
+        found = test(
+            args.config, work_dir=args.work_dir, cfg_options=options, dtype=args.dtype
+        )
         figures[value] = {name: found[f'sprites/{name}'] for name in COLUMNS
                           if f'sprites/{name}' in found}  # fmt: skip
         cells = (f'{figures[value].get(name, float("nan")):.1f}' for name in COLUMNS)

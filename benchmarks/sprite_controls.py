@@ -222,8 +222,8 @@ def keyframes(bench: Bench) -> list[Figure]:
         met.append([psnr(made[0], ends[0]), psnr(made[-1], ends[1])])
     first, last = np.median(met, axis=0)
     return [
-        Figure('two pictures: first frame', float(first), 'dB', 20),
-        Figure('two pictures: last frame', float(last), 'dB', 20),
+        Figure('two pictures: first frame', float(first), 'dB', 24),
+        Figure('two pictures: last frame', float(last), 'dB', 24),
     ]
 
 

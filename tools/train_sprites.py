@@ -21,10 +21,12 @@ examples:
 """
 STAGES = (
     'vae',
+    'vae_decoder',
     't2i_near',
     't2i',
     'animatediff_centred',
     'animatediff',
+    'animatediff_joint',
     'pia_still',
     'pia',
     'neon',

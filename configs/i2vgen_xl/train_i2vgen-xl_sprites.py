@@ -1,25 +1,24 @@
-# A small I2VGen-XL for the sprite world. Its image layers begin as those of the sprites'
-# text-to-image model, and what sees time or the picture begins as nothing. VAE, text encoder and
-# image encoder are frozen, as they were for the published model.
+# A small I2VGen-XL for the sprite world. Its denoiser begins with nothing, half as wide as the
+# text-to-image model's, as that of the small Stable Video Diffusion. VAE, text encoder and image
+# encoder are frozen, as they were for the published model.
 _base_ = ['i2vgen-xl_sprites.py', '../_base_/train.py']
 
-over_time = dict(type='TemporalTransformer', head_channels=28)
+over_time = dict(type='TemporalTransformer', head_channels=16)
 model = dict(
     unet=dict(
         _delete_=True,
         type='VideoUNet',
-        image_weights=dict(from_pretrained='package://sprites', subfolder='unet'),
         sample_size=16,
-        block_out_channels=(48, 112),
+        block_out_channels=(40, 64),
         down_block_types=('DownBlock3D', 'CrossAttnDownBlock3D'),
         up_block_types=('CrossAttnUpBlock3D', 'UpBlock3D'),
         layers_per_block=1,
         cross_attention_dim=128,
-        # Heads of 28 channels, as in the image layers; the finest level has no attention.
+        # Heads of 16 channels; the finest level has no attention.
         attention_head_dim=(1, 4),
         use_linear_projection=True,
-        norm_num_groups=16,
-        transformer_in=dict(type='TemporalTransformer', head_channels=28, num_attention_heads=8),
+        norm_num_groups=8,
+        transformer_in=dict(type='TemporalTransformer', head_channels=16, num_attention_heads=4),
         temporal_slots=dict(temp_convs=dict(type='TemporalConv'), temp_attentions=over_time),
         embeddings=dict(
             fps_embedding=dict(type='FpsEmbedding'),
@@ -36,7 +35,7 @@ model = dict(
     train_clip_skip=0,
 )
 train_dataloader = dict(
-    batch_size=2,
+    batch_size=4,
     num_workers=0,
     # At each rate a sprite goes as fast as its caption says, so in one clip the further the lower
     # the rate is.
@@ -52,14 +51,7 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
 )
 train_cfg = dict(max_iters=6000)
-# What begins as nothing learns faster than the image layers.
-optim_wrapper = dict(
-    optimizer=dict(lr=4e-4),
-    paramwise_cfg=dict(
-        no_decay_1d=True,
-        lr_mult={r'temp_|transformer_in|fps_embedding|image_latents_|context_emb|conv_in': 2.5},
-    ),
-)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(no_decay_1d=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=200, T_max=5800, eta_min=2e-5),

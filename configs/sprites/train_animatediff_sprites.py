@@ -1,4 +1,4 @@
-# Stage 5: motion modules go on with paths anywhere, from the weights of stage 4.
+# Stage 6: motion modules go on with paths anywhere, from the weights of stage 5.
 _base_ = ['animatediff_sprites.py', '../_base_/train.py']
 
 model = dict(trainable=['motion_modules'], timestep_range=(200, 1000))

@@ -1,4 +1,4 @@
-# Stage 3: text to image everywhere in the frame, from the weights of stage 2.
+# Stage 4: text to image everywhere in the frame, from the weights of stage 3.
 _base_ = ['t2i_sprites.py', '../_base_/train.py']
 
 model = dict(trainable=['^unet', '^text_encoder'])

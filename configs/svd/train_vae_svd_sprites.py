@@ -11,6 +11,7 @@ model = dict(
     trainable=['^vae.decoder'],
     kl_weight=0.0,
     l1_weight=0.1,
+    latent_noise=0.25,
 )
 train_dataloader = dict(
     batch_size=2,

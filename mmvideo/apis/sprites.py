@@ -45,12 +45,16 @@ _PIA = {'motion_adapter': 'pia'}
 _MOVING = (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module')
 STAGES = {
     'vae': Stage('sprites/train_vae_sprites.py', (), {'vae': 'vae'}),
+    'vae_decoder': Stage('sprites/train_vae_decoder_sprites.py', ('model.vae',), {'vae': 'vae'}),
     't2i_near': Stage('sprites/train_t2i_sprites_near.py', _LATENTS, _T2I),
     't2i': Stage('sprites/train_t2i_sprites.py', (*_LATENTS, *_TEXT, 'model.unet'), _T2I),
     'animatediff_centred': Stage(
         'sprites/train_animatediff_sprites_centred.py', (*_LATENTS, *_TEXT, 'model.unet'), _MOTION
     ),
     'animatediff': Stage('sprites/train_animatediff_sprites.py', _MOVING, _MOTION),
+    'animatediff_joint': Stage(
+        'sprites/train_animatediff_sprites_joint.py', _MOVING, {**_T2I, **_MOTION}
+    ),
     'pia_still': Stage('sprites/train_pia_sprites_still.py', _MOVING, _PIA),
     'pia': Stage('sprites/train_pia_sprites.py', _MOVING, _PIA),
     'neon': Stage(
@@ -63,12 +67,12 @@ STAGES = {
     ),
     'svd': Stage(
         'svd/train_svd_sprites.py',
-        (*_LATENTS, 'model.unet.image_weights'),
+        _LATENTS,
         {'unet': 'unet_svd', 'image_encoder': 'image_encoder'},
     ),
     'i2vgen-xl': Stage(
         'i2vgen_xl/train_i2vgen-xl_sprites.py',
-        (*_LATENTS, *_TEXT, 'model.image_encoder', 'model.unet.image_weights'),
+        (*_LATENTS, *_TEXT, 'model.image_encoder'),
         {'unet': 'unet_i2vgen-xl'},
     ),
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from mmvideo.checkpoints.files import read_tensors, sha256, write_tensors, write_text
+from mmvideo.checkpoints.files import read_tensors, write_tensors, write_text
 from mmvideo.checkpoints.sources import resolve_weights
 from mmvideo.datasets.samplers import Draw
 from mmvideo.errors import ConfigError, InputError, nearest
@@ -32,6 +32,7 @@ SHARD = 256  # clips a file: what an interrupted encoding loses at most
 CHUNK = 64  # frames that the VAE sees at once
 _DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
 _FORMAT = 1
+_ENCODER = ('encoder.', 'quant_conv.')  # what latents depend on of a VAE's weights
 NUMBERS = ('fps', 'motion_bucket_id')  # of a clip, kept where the dataset has them
 
 
@@ -41,7 +42,7 @@ class CachedLatents(Dataset):
 
     The first use encodes them into ``cache_dir/<fingerprint>``, shard by shard; an interrupted
     encoding goes on where it stopped, and several processes share the work. The fingerprint covers
-    the dataset's config, the VAE's weights, ``num_clips`` and ``dtype``, so a change of any makes
+    the dataset's config, the weights of the VAE's encoder, ``num_clips`` and ``dtype``, so a change of any makes
     a new cache. It cannot see media files change behind the same config.
 
     An item is ``latents`` float32 [T, 2 * C, h, w] (mean, then log variance, of diffusers'
@@ -319,10 +320,23 @@ def _identity(dataset: Mapping, vae: Mapping, num_clips: int, dtype: str) -> dic
     return {
         'format': _FORMAT,
         'dataset': _plain(dataset),
-        'vae': [sha256(path) for path in files],
+        'encoder': _encoder_hash(files),
         'num_clips': num_clips,
         'dtype': dtype,
     }
+
+
+def _encoder_hash(files: Sequence[Path]) -> str:
+    """Of the encoder alone: a decoder may go on learning without making latents stale."""
+    tensors = {name: t for file in files for name, t in read_tensors(file).items()}
+    found = hashlib.sha256()
+    # A single file of another layout names its parts otherwise, and counts as a whole.
+    names = [name for name in tensors if name.startswith(_ENCODER)] or list(tensors)
+    for name in sorted(names):
+        tensor = tensors[name]
+        found.update(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from mmvideo.checkpoints.save import save_part
 from mmvideo.editors.latent_editor import select_trainable
 from mmvideo.editors.parts import check_trained_vae
 from mmvideo.editors.preprocessor import build_preprocessor
+from mmvideo.errors import ConfigError
 from mmvideo.registry import MODELS
 
 
@@ -29,6 +30,10 @@ class Autoencoder(BaseModel):
         kl_weight: weight of the KL divergence, which is summed over a latent and divided by the
             number of pixels' values, so it compares with the mean squared error.
         l1_weight: weight of the absolute error, which keeps edges sharp.
+        latent_noise: largest standard deviation of Gaussian noise that training adds to the
+            latents before they are decoded, where latents have unit variance (``scaling_factor``);
+            each frame draws its own between 0 and this. A decoder that saw it forgives the small
+            errors of a denoiser (HaCohen et al. 2024, LTX-Video, section 2.1.3, goes further).
         trainable: regular expressions over parameter names, such as ``^vae.decoder``; the rest is
             frozen.
         data_preprocessor: see ``VideoPreprocessor``.
@@ -41,6 +46,7 @@ class Autoencoder(BaseModel):
         vae: dict,
         kl_weight: float = 1e-6,
         l1_weight: float = 0.1,
+        latent_noise: float = 0.0,
         trainable: Sequence[str] = ('^vae',),
         data_preprocessor: dict | None = None,
     ) -> None:
@@ -48,6 +54,11 @@ class Autoencoder(BaseModel):
         self.vae = MODELS.build(vae)
         self.kl_weight = kl_weight
         self.l1_weight = l1_weight
+        if not 0 <= latent_noise <= 1:
+            raise ConfigError(
+                f'model.latent_noise={latent_noise!r}: expected a number between 0 and 1.'
+            )
+        self.latent_noise = latent_noise
         select_trainable(self, trainable)
         self._latent_std = 0.0  # running standard deviation of the latents' means
 
@@ -76,7 +87,7 @@ class Autoencoder(BaseModel):
     def _losses(
         self, frames: torch.Tensor, posterior: Any, num_frames: int
     ) -> dict[str, torch.Tensor]:
-        decoded = self._decode(posterior.sample(), num_frames).float()
+        decoded = self._decode(self._disturbed(posterior.sample()), num_frames).float()
         squared = F.mse_loss(decoded, frames)
         psnr = 10 * torch.log10(4 / squared.detach())
         self._track_std(posterior.mean)
@@ -87,6 +98,13 @@ class Autoencoder(BaseModel):
             loss_kl=self.kl_weight * kl,
             psnr=psnr,
         )
+
+    def _disturbed(self, latents: torch.Tensor) -> torch.Tensor:
+        if not self.latent_noise:
+            return latents
+        largest = self.latent_noise / self.vae.config.scaling_factor
+        deviation = largest * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+        return latents + deviation.to(latents.dtype) * torch.randn_like(latents)
 
     @torch.no_grad()
     def _track_std(self, mean: torch.Tensor) -> None:

@@ -42,7 +42,7 @@ def test_a_trial_is_what_its_configs_allow(told: Told, tmp_path: Path) -> None:
         assert not trial.param_scheduler
         for key in sprites.STAGES[name].sources:
             assert f'{key}.from_pretrained={out}' in options
-        if name not in ('vae', 'svd_vae'):
+        if name not in ('vae', 'vae_decoder', 'svd_vae'):
             loader = trial.train_dataloader
             most = max(loader.batch_size, 0.002 * whole.train_dataloader.dataset.num_clips)
             assert loader.batch_size <= loader.dataset.num_clips <= most

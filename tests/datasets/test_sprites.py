@@ -146,6 +146,13 @@ def test_paces_are_those_asked_for():
     assert {SpriteWorld(length=5, paces='fast').scene(i)[0].pace for i in range(5)} == {'fast'}
 
 
+def test_a_pace_that_is_named_twice_is_shown_twice_as_often():
+    world = SpriteWorld(length=600, num_frames=2, paces=('still', 'still', 'fast'))
+    shown = [world.scene(i)[0].pace for i in range(600)]
+    assert set(shown) == {'still', 'fast'}
+    assert 1.6 < shown.count('still') / shown.count('fast') < 2.5
+
+
 def test_index_out_of_range():
     world = SpriteWorld(length=2)
     with pytest.raises(IndexError):

@@ -66,7 +66,7 @@ class SpriteWorld(Dataset):
         spread: factor on every position's distance from the middle of the frame. Below 1 the
             place of a sprite says less and its looks more, which a training learns from first.
         paces: which of 'still', 'slow', 'steady' and 'fast' are shown; without 'still' every
-            caption asks for motion.
+            caption asks for motion. One that is named twice is shown twice as often.
         fps: frames a second, drawn for each clip. The more there are, the less moves in a clip.
             Items then have ``fps`` and ``motion_bucket_id``, the motion in a given time. None is
             8, and items do not say it.
@@ -123,8 +123,12 @@ class SpriteWorld(Dataset):
         while True:
             scene = sample_scene(rng, style, self.num_frames, self.paths, fps)
             # Drawn again, not drawn otherwise: other paces leave the items that fit as they are.
-            if is_held_out(scene) == (self.split == 'held_out') and scene.pace in self.paces:
+            if is_held_out(scene) == (self.split == 'held_out') and self._shown(scene, rng):
                 return scene, rng
+
+    def _shown(self, scene: Scene, rng: np.random.Generator) -> bool:
+        count, most = self.paces.count(scene.pace), max(map(self.paces.count, self.paces))
+        return count == most or rng.random() * most < count
 
     def rate(self, index: int) -> float:
         """Frames a second of an item."""
