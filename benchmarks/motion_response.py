@@ -44,9 +44,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for value in args.values:
         options = [f'model.predict.{args.argument}={value}',
                    f'test_dataloader.dataset.length={args.clips}', *args.cfg_options]  # fmt: skip
-        found = test(
-            args.config, work_dir=args.work_dir, cfg_options=options, dtype=args.dtype
-        )
+        found = test(args.config, work_dir=args.work_dir, cfg_options=options, dtype=args.dtype)
         figures[value] = {name: found[f'sprites/{name}'] for name in COLUMNS
                           if f'sprites/{name}' in found}  # fmt: skip
         cells = (f'{figures[value].get(name, float("nan")):.1f}' for name in COLUMNS)

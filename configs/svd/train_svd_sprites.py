@@ -1,5 +1,5 @@
-# A small Stable Video Diffusion for the sprite world. Its denoiser begins with nothing: what things
-# look like is given, so one half as wide as the text-to-image model's is enough. The picture encoder
+# A small Stable Video Diffusion for the sprite world. Its denoiser begins with nothing: looks are
+# given by the picture, so half the width of the text-to-image model is enough. The picture encoder
 # is trained along with it, because there is no CLIP of this world to begin with.
 _base_ = ['../_base_/svd_sprites.py', '../_base_/train.py']
 

@@ -42,8 +42,8 @@ class CachedLatents(Dataset):
 
     The first use encodes them into ``cache_dir/<fingerprint>``, shard by shard; an interrupted
     encoding goes on where it stopped, and several processes share the work. The fingerprint covers
-    the dataset's config, the weights of the VAE's encoder, ``num_clips`` and ``dtype``, so a change of any makes
-    a new cache. It cannot see media files change behind the same config.
+    the dataset's config, the weights of the VAE's encoder, ``num_clips`` and ``dtype``, so a change
+    of any makes a new cache. It cannot see media files change behind the same config.
 
     An item is ``latents`` float32 [T, 2 * C, h, w] (mean, then log variance, of diffusers'
     ``DiagonalGaussianDistribution``, unscaled), ``caption``, ``fps`` and ``motion_bucket_id``
