@@ -233,6 +233,20 @@ def check_trained_vae(vae: Mapping[str, Any] | None) -> None:
         )
 
 
+def check_clip_vae(vae: Mapping[str, Any] | None) -> None:
+    """Refuse a VAE whose decoder does not see time.
+
+    Raises:
+        ConfigError: naming the one to take.
+    """
+    found, needed = (vae or {}).get('type'), 'AutoencoderKLTemporalDecoder'
+    if found not in (None, needed):
+        raise ConfigError(
+            f'model.vae: {found} decodes each frame by itself, and Stable Video Diffusion decodes '
+            f"clips; take type='{needed}'. It reads image_weights of an AutoencoderKL."
+        )
+
+
 def export_unet_config(unet: VideoUNet) -> dict[str, Any]:
     """``config.json`` of the denoiser under diffusers' names."""
     video = video_config(unet.settings)

@@ -15,6 +15,7 @@ from mmvideo.diffusion.edm import draw_sigmas, noised, output_target, preconditi
 from mmvideo.diffusion.objective import per_sample, weighted_mse
 from mmvideo.editors.clip_request import MOST_BUCKETS
 from mmvideo.editors.latent_editor import LatentEditor, check_lora
+from mmvideo.editors.parts import check_clip_vae
 from mmvideo.editors.preprocessor import given, to_model_range
 from mmvideo.errors import ConfigError
 from mmvideo.models.unet.attention import SpatialBlock
@@ -53,6 +54,7 @@ class PictureTraining(LatentEditor):
             ConfigError: naming the setting.
         """
         check_lora(model)
+        check_clip_vae(model.get('vae'))
         limits = dict(
             sigma_std=(0, 100),
             augmentation_std=(0, 100),

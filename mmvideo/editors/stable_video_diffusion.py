@@ -29,7 +29,7 @@ from mmvideo.editors.memory import check_memory
 from mmvideo.editors.offload import check_mode
 from mmvideo.editors.options import COMMON
 from mmvideo.editors.out_of_memory import decode_clip_frugally
-from mmvideo.editors.parts import build_part, build_unet, weight_files
+from mmvideo.editors.parts import build_part, build_unet, check_clip_vae, weight_files
 from mmvideo.editors.picture_training import PictureTraining
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.editors.prompts import PromptTrack
@@ -267,6 +267,7 @@ class StableVideoDiffusion(PictureTraining):
             InputError: naming the argument, its value and what was expected.
         """
         check_memory(model)
+        check_clip_vae(model.get('vae'))
         known = cls.check_names(arguments)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values |= arguments

@@ -95,6 +95,17 @@ def test_a_call_that_can_be_is_not_refused() -> None:
     StableVideoDiffusion.check(model_config(), dict(image=picture(), sigmas=[700, 1, 0], fps=30))
 
 
+@pytest.mark.parametrize('kind', ['AutoencoderKL', 'AutoencoderTiny'])
+def test_a_vae_that_sees_no_time_is_refused_before_anything_is_read(kind: str) -> None:
+    model = model_config() | dict(vae=dict(type=kind, from_pretrained='./none'))
+    for refuse in (
+        lambda: StableVideoDiffusion.check(model, dict(image=picture())),
+        lambda: StableVideoDiffusion.check_training(model),
+    ):
+        with pytest.raises(ConfigError, match=f'{kind} decodes each frame by itself.*take type='):
+            refuse()
+
+
 def test_infer_refuses_what_check_does(editor: Any) -> None:
     with pytest.raises(InputError, match='fps=0'):
         editor.infer(picture(), fps=0)
