@@ -31,6 +31,7 @@ STAGES = (
     'pia',
     'neon',
     'svd_vae',
+    'svd_frames',
     'svd',
     'i2vgen-xl',
 )

@@ -1,37 +1,8 @@
-# A small Stable Video Diffusion for the sprite world. Its denoiser begins with nothing: looks are
-# given by the picture, so half the width of the text-to-image model is enough. The picture encoder
-# is trained along with it, because there is no CLIP of this world to begin with.
+# A small Stable Video Diffusion for the sprite world goes on with whole clips, from the weights of
+# train_svd_sprites_frames.py.
 _base_ = ['../_base_/svd_sprites.py', '../_base_/train.py']
 
 model = dict(
-    image_encoder=dict(
-        _delete_=True,
-        type='CLIPVisionModelWithProjection',
-        hidden_size=96,
-        intermediate_size=192,
-        projection_dim=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=64,
-        patch_size=8,
-    ),
-    unet=dict(
-        _delete_=True,
-        type='VideoUNet',
-        sample_size=16,
-        in_channels=8,
-        block_out_channels=(40, 64),
-        down_block_types=('DownBlockSpatioTemporal', 'CrossAttnDownBlockSpatioTemporal'),
-        up_block_types=('CrossAttnUpBlockSpatioTemporal', 'UpBlockSpatioTemporal'),
-        layers_per_block=1,
-        cross_attention_dim=128,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        use_linear_projection=True,
-        temporal_mixing='learned_with_images',
-        embeddings=dict(add_embedding=dict(type='TimeIdsEmbedding', channels=64)),
-        num_frames=14,
-    ),
     trainable=['^unet', '^image_encoder'],
     # How far and where to is decided at levels of 5 to 30, looks are given: as much weight there as
     # SVD-XT's training had.

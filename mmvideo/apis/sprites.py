@@ -42,6 +42,7 @@ _LATENTS = ('model.vae', 'train_dataloader.dataset.vae')
 _T2I = {'unet': 'unet', 'text_encoder': 'text_encoder', 'tokenizer': 'tokenizer'}
 _MOTION = {'motion_adapter': 'motion_adapter'}
 _PIA = {'motion_adapter': 'pia'}
+_SVD = {'unet': 'unet_svd', 'image_encoder': 'image_encoder'}
 _MOVING = (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module')
 STAGES = {
     'vae': Stage('sprites/train_vae_sprites.py', (), {'vae': 'vae'}),
@@ -65,10 +66,9 @@ STAGES = {
     'svd_vae': Stage(
         'svd/train_vae_svd_sprites.py', ('model.vae.image_weights',), {'vae': 'vae_svd'}
     ),
+    'svd_frames': Stage('svd/train_svd_sprites_frames.py', _LATENTS, _SVD),
     'svd': Stage(
-        'svd/train_svd_sprites.py',
-        _LATENTS,
-        {'unet': 'unet_svd', 'image_encoder': 'image_encoder'},
+        'svd/train_svd_sprites.py', (*_LATENTS, 'model.image_encoder', 'model.unet'), _SVD
     ),
     'i2vgen-xl': Stage(
         'i2vgen_xl/train_i2vgen-xl_sprites.py',

@@ -61,8 +61,8 @@ class CachedLatents(Dataset):
             so that a resumed training sees the same whatever ``num_workers`` is; from torch's
             global generator for a plain index.
         affinity: add the scores of PIA's affinity, computed on the frames before encoding.
-        first_frame: add the clip's first frame as it is, for a model that sees a picture; then
-            ``num_frames`` must be None, as other frames are not kept.
+        first_frame: add the clip's first frame as it is, for a model that sees a picture; the
+            clip's own, also where ``num_frames`` is a window that begins later.
         dtype: arithmetic of the encoder, under autocast. The cache itself is float16.
         num_workers: processes that draw or decode clips while encoding.
 
@@ -88,10 +88,6 @@ class CachedLatents(Dataset):
         _check(num_clips, num_frames, dtype)
         self.num_clips = num_clips
         self.num_frames = num_frames
-        if first_frame and num_frames is not None:
-            raise ConfigError(
-                f'first_frame=True takes whole clips: num_frames={num_frames}, not None.'
-            )
         wanted = {'moments': True, 'affinity_scores': affinity, 'images': first_frame}
         self.kinds = tuple(kind for kind, needed in wanted.items() if needed)
         identity = _identity(dataset, vae, num_clips, dtype)

@@ -33,11 +33,14 @@ VAE = ['train_dataloader.dataset.vae.from_pretrained=family', 'model.vae.from_pr
 def run(config, options, parts):
     train(configs / config, f'work/{Path(config).stem}', cfg_options=[*SHORT, *options])
     for part, name in parts.items():
+        shutil.rmtree(family / name, ignore_errors=True)
         shutil.copytree(f'work/{Path(config).stem}/export/{part}', family / name)
 
 run('svd/train_vae_svd_sprites.py', ['train_dataloader.dataset.num_frames=3'], {'vae': 'vae_svd'})
-run('svd/train_svd_sprites.py', [*CACHED, *VAE],
-    {'unet': 'unet_svd', 'image_encoder': 'image_encoder'})
+svd = {'unet': 'unet_svd', 'image_encoder': 'image_encoder'}
+run('svd/train_svd_sprites_frames.py', [*CACHED, *VAE], svd)
+begun = [f'model.{name}.from_pretrained=family' for name in ('image_encoder', 'unet')]
+run('svd/train_svd_sprites.py', [*CACHED, *VAE, *begun], svd)
 run('i2vgen_xl/train_i2vgen-xl_sprites.py',
     [*CACHED, *VAE, 'model.image_encoder.from_pretrained=family'], {'unet': 'unet_i2vgen-xl'})
 

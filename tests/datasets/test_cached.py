@@ -86,8 +86,11 @@ def test_first_frames_are_kept_as_they_are(config: dict) -> None:
     for index in (0, 9):
         assert torch.equal(dataset[index]['image'], source[index]['video'][0])
     assert 'image' not in DATASETS.build(config)[0]
-    with pytest.raises(ConfigError, match='first_frame=True takes whole clips: num_frames=3'):
-        DATASETS.build({**config, 'first_frame': True, 'num_frames': 3})
+    window = DATASETS.build({**config, 'first_frame': True, 'num_frames': 1})
+    assert window.folder == dataset.folder
+    drawn = [window[2] for _ in range(12)]
+    assert all(torch.equal(item['image'], dataset[2]['image']) for item in drawn)
+    assert len({float(item['latents'].sum()) for item in drawn}) > 1
 
 
 def test_numbers_of_a_clip_are_kept(config: dict, monkeypatch) -> None:
