@@ -1,6 +1,6 @@
-# Stage 7: the denoiser's text layers and the text encoder learn along with the motion modules, which
-# see words through them alone. A single picture tells little of "standing still" and "moving slowly",
-# so half of the sprites that should stand drifted where they face; hence the paces, too.
+# Stage 7: the denoiser's text layers and the text encoder learn along with the motion modules,
+# which see words through them alone. A single picture tells little of "standing still" or "slowly", so
+# sprites that should stand drifted where they face; hence the paces, too.
 _base_ = 'train_animatediff_sprites.py'
 
 model = dict(
