@@ -16,7 +16,7 @@ from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
 from mmvideo.editors.options import OPTIONS
-from mmvideo.editors.parts import export_motion_adapter
+from mmvideo.editors.parts import export_image_unet, export_motion_adapter
 from mmvideo.editors.request import Request, Sample, make_samples
 from mmvideo.editors.starts import Starts, read_inversion, read_strength
 from mmvideo.errors import ConfigError
@@ -265,9 +265,10 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         return prepare_clip(video, num_frames, height, width, self.vae_scale)
 
     def _save_unet(self, folder: Path, dtype: str | None) -> None:
-        """Write the motion adapter, and the whole UNet when more of it was trained."""
+        """Write the motion adapter, and the image layers where some of them were trained."""
         config, tensors = export_motion_adapter(self.unet)
         save_part(folder / 'motion_adapter', config, tensors, dtype=dtype)
         trained = [n for n, p in self.unet.named_parameters() if p.requires_grad]
         if not all('motion_modules' in n or n.startswith('conv_in') for n in trained):
-            super()._save_unet(folder, dtype)
+            config, tensors = export_image_unet(self.unet)
+            save_part(folder / 'unet', config, tensors, dtype=dtype)

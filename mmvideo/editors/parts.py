@@ -25,6 +25,14 @@ from mmvideo.registry import MODELS
 _LOG = logging.getLogger(__name__)
 SOURCE_KEYS = ('from_pretrained', 'subfolder', 'variant', 'revision', 'dtype')
 _MOTION = '.motion_modules.'
+# Of a denoiser's settings, what its image layers are not told.
+_NOT_IMAGE = (
+    'motion_module',
+    'motion_mid_block',
+    'resnet_norm_scope',
+    'gradient_checkpointing',
+    'in_channels',
+)
 
 
 @dataclass
@@ -275,6 +283,17 @@ def export_unet_config(unet: VideoUNet) -> dict[str, Any]:
     )
 
 
+def export_image_unet(unet: VideoUNet) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """``config.json`` and tensors of the image layers of a denoiser with motion modules.
+
+    Input channels that the motion adapter brings along, such as PIA's, are not among them.
+    """
+    state = {k: v for k, v in unet.state_dict().items() if _MOTION not in k}
+    state['conv_in.weight'] = state['conv_in.weight'][:, : unet.out_channels].clone()
+    settings = {k: v for k, v in unet.settings.items() if k not in _NOT_IMAGE}
+    return dict(settings, _class_name='UNet2DConditionModel'), state
+
+
 def export_motion_adapter(unet: VideoUNet) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """``config.json`` and tensors of the motion modules, as diffusers' MotionAdapter has them."""
     state = unet.state_dict()
@@ -316,6 +335,7 @@ __all__ = [
     'build_part',
     'build_unet',
     'check_trained_vae',
+    'export_image_unet',
     'export_motion_adapter',
     'export_unet_config',
     'image_blueprint',

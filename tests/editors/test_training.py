@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmvideo.checkpoints.load import read_part
 from mmvideo.checkpoints.motion import read_motion
 from mmvideo.diffusion.objective import min_snr_weights, prediction_target
 from mmvideo.editors.latent_diffusion import LatentDiffusion
@@ -278,6 +279,31 @@ def test_a_whole_exported_unet_is_read_back(
     again.vae.load_state_dict(editor.vae.state_dict())
     arguments = dict(prompt='a red fish', num_inference_steps=2, seed=0)
     assert torch.equal(editor.infer(**arguments)['samples'], again.infer(**arguments)['samples'])
+
+
+@pytest.mark.parametrize('family', ['AnimateDiff', 'PIA'])
+def test_image_layers_that_were_trained_are_exported_beside_the_motion_modules(
+    build: Callable, tiny_config: Callable, tmp_path: Path, family: str
+) -> None:
+    trained = ['motion_modules', r'attn2\.', '^unet.conv_in'] if family == 'PIA' else ['^unet']
+    editor = build(family, trainable=trained).eval()
+    editor.save_pretrained(tmp_path)
+    config, image = read_part(str(tmp_path), 'unet')
+    assert config['_class_name'] == 'UNet2DConditionModel'
+    assert not any('motion_modules' in name for name in image)
+    assert image['conv_in.weight'].shape[1] == editor.unet.out_channels
+    where = dict(from_pretrained=str(tmp_path))
+    usual = tiny_config(family)
+    parts = dict(
+        unet={**{k: v for k, v in usual['unet'].items() if k.endswith('norm_scope')},
+              'type': 'VideoUNet', **where, 'subfolder': 'unet'},
+        motion_module={**{k: v for k, v in usual['motion_module'].items() if 'scope' in k},
+                       'type': 'MotionModule', **where, 'subfolder': 'motion_adapter'},
+    )  # fmt: skip
+    again = MODELS.build({**usual, **parts}).eval()
+    found, expected = again.unet.state_dict(), editor.unet.state_dict()
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_what_the_dataset_lacks_is_named(build: Callable) -> None:
