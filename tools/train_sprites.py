@@ -28,6 +28,7 @@ STAGES = (
     'animatediff',
     'animatediff_joint',
     'pia_still',
+    'pia_short',
     'pia',
     'neon',
     'svd_vae',

@@ -1,4 +1,4 @@
-# Stage 10: the plain model fine-tuned on another drawing style, as personalised checkpoints are.
+# Stage 11: the plain model fine-tuned on another drawing style, as personalised checkpoints are.
 _base_ = ['t2i_sprites.py', '../_base_/train.py']
 
 model = dict(trainable=['^unet'])
