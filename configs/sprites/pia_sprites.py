@@ -12,7 +12,13 @@ model = dict(
     ),
     condition_module=dict(type='PIACondition', latent_channels=4),
     first_channels='pia',
-    predict=dict(num_inference_steps=25, guidance_scale=2.0, motion_scale=2),
+    predict=dict(
+        num_inference_steps=25,
+        guidance_scale=2.0,
+        # Motion is decided early; guidance in the later steps only takes it away from the picture.
+        guidance_interval=(0.0, 0.6),
+        motion_scale=2,
+    ),
 )
 infer = dict(
     prompt='a red fish moving left on the sea',
@@ -23,6 +29,7 @@ infer = dict(
     motion_scale=2,
     num_inference_steps=25,
     guidance_scale=2.0,
+    guidance_interval=(0.0, 0.6),
     seed=0,
     fps=8,
     formats=['mp4', 'gif'],
