@@ -331,7 +331,7 @@ def _encoder_hash(files: Sequence[Path]) -> str:
     for name in sorted(names):
         tensor = tensors[name]
         found.update(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode())
-        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -146,8 +146,9 @@ def test_exported_modules_of_several_layers_are_read_back(
     editor.save_pretrained(tmp_path)
     for part in ('unet', 'motion_adapter'):
         assert (tmp_path / part / 'config.json').is_file()
+    save_part(tmp_path / 'whole', export_unet_config(editor.unet), editor.unet)
     whole = build_unet(
-        dict(type='VideoUNet', from_pretrained=str(tmp_path), subfolder='unet')
+        dict(type='VideoUNet', from_pretrained=str(tmp_path), subfolder='whole')
     ).state_dict()
     adapter = read_motion(tmp_path, 'motion_adapter').tensors
     for name, value in editor.unet.state_dict().items():
