@@ -1,6 +1,6 @@
-# A small I2VGen-XL for the sprite world. Its denoiser begins with nothing, half as wide as the
-# text-to-image model's, as that of the small Stable Video Diffusion. VAE, text encoder and image
-# encoder are frozen, as they were for the published model.
+# A small I2VGen-XL for the sprite world. Its denoiser begins with nothing, as narrow as that of the
+# small Stable Video Diffusion. VAE, text encoder and image encoder are frozen, as they were for the
+# published model.
 _base_ = ['i2vgen-xl_sprites.py', '../_base_/train.py']
 
 over_time = dict(type='TemporalTransformer', head_channels=16)

@@ -2,8 +2,8 @@
 # and the clip's first frame as the picture. A step sees 32 clips instead of 4 and has to draw the
 # picture's sprite where it is by then, which few clips at a time taught too slowly.
 #
-# Looks are given by the picture, so half the width of the text-to-image model is enough. The
-# picture encoder is trained along with the denoiser, because this world has no CLIP to begin with.
+# Looks are given by the picture, so a narrower denoiser than the text-to-image model's is enough.
+# The picture encoder is trained along with it, because this world has no CLIP to begin with.
 _base_ = 'train_svd_sprites.py'
 
 model = dict(
@@ -40,4 +40,3 @@ model = dict(
     sigma_std=1.4,
 )
 train_dataloader = dict(batch_size=32, dataset=dict(num_frames=1))
-train_cfg = dict(max_iters=6000)

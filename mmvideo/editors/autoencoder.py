@@ -33,7 +33,7 @@ class Autoencoder(BaseModel):
         latent_noise: largest standard deviation of Gaussian noise that training adds to the
             latents before they are decoded, where latents have unit variance (``scaling_factor``);
             each frame draws its own between 0 and this. A decoder that saw it forgives the small
-            errors of a denoiser (HaCohen et al. 2024, LTX-Video, section 2.1.3, goes further).
+            errors of a denoiser.
         trainable: regular expressions over parameter names, such as ``^vae.decoder``; the rest is
             frozen.
         data_preprocessor: see ``VideoPreprocessor``.
@@ -50,22 +50,20 @@ class Autoencoder(BaseModel):
         trainable: Sequence[str] = ('^vae',),
         data_preprocessor: dict | None = None,
     ) -> None:
+        _check_noise(latent_noise)
         super().__init__(build_preprocessor(data_preprocessor))
         self.vae = MODELS.build(vae)
         self.kl_weight = kl_weight
         self.l1_weight = l1_weight
-        if not 0 <= latent_noise <= 1:
-            raise ConfigError(
-                f'model.latent_noise={latent_noise!r}: expected a number between 0 and 1.'
-            )
         self.latent_noise = latent_noise
         select_trainable(self, trainable)
         self._latent_std = 0.0  # running standard deviation of the latents' means
 
     @classmethod
     def check_training(cls, model: Mapping[str, Any]) -> None:
-        """Refuse a VAE that cannot be trained so, from ``cfg.model`` alone."""
+        """Refuse what cannot be trained so, from ``cfg.model`` alone."""
         check_trained_vae(model.get('vae'))
+        _check_noise(model.get('latent_noise', 0.0))
 
     def forward(
         self, inputs: torch.Tensor, data_samples: dict | None = None, mode: str = 'tensor'
@@ -126,6 +124,13 @@ class Autoencoder(BaseModel):
         if self._latent_std and next(self.vae.encoder.parameters()).requires_grad:
             self.vae.register_to_config(scaling_factor=1 / self._latent_std)
         save_part(Path(folder) / 'vae', dict(self.vae.config), self.vae, dtype=dtype)
+
+
+def _check_noise(latent_noise: float) -> None:
+    if not 0 <= latent_noise <= 1:
+        raise ConfigError(
+            f'model.latent_noise={latent_noise!r}: expected a number between 0 and 1.'
+        )
 
 
 def reconstructions(video: torch.Tensor, target: torch.Tensor) -> list[dict[str, torch.Tensor]]:

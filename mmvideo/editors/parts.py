@@ -25,14 +25,8 @@ from mmvideo.registry import MODELS
 _LOG = logging.getLogger(__name__)
 SOURCE_KEYS = ('from_pretrained', 'subfolder', 'variant', 'revision', 'dtype')
 _MOTION = '.motion_modules.'
-# Of a denoiser's settings, what its image layers are not told.
-_NOT_IMAGE = (
-    'motion_module',
-    'motion_mid_block',
-    'resnet_norm_scope',
-    'gradient_checkpointing',
-    'in_channels',
-)
+# Of a denoiser's settings, what diffusers' image U-Net does not have.
+_OURS = ('motion_module', 'motion_mid_block', 'resnet_norm_scope', 'gradient_checkpointing')
 
 
 @dataclass
@@ -260,22 +254,18 @@ def export_unet_config(unet: VideoUNet) -> dict[str, Any]:
     video = video_config(unet.settings)
     if video is not None:
         return video
-    settings = dict(unet.settings)
-    motion = dict(settings.pop('motion_module', None) or {})
-    mid_block = settings.pop('motion_mid_block', False)
-    for ours in ('resnet_norm_scope', 'gradient_checkpointing'):
-        settings.pop(ours, None)
+    settings = _image_settings(unet)
+    motion = unet.settings.get('motion_module')
     if not motion:
-        return dict(settings, _class_name='UNet2DConditionModel')
+        return settings
     heads = settings.pop('attention_head_dim', 8)  # a number of heads, by diffusers' other name
     for key in ('down_block_types', 'up_block_types'):
         if key in settings:
             settings[key] = [name.replace('Block2D', 'BlockMotion') for name in settings[key]]
-    return dict(
-        settings,
+    return settings | dict(
         _class_name='UNetMotionModel',
         num_attention_heads=heads,
-        use_motion_mid_block=mid_block,
+        use_motion_mid_block=unet.settings.get('motion_mid_block', False),
         motion_num_attention_heads=motion.get('num_attention_heads', 8),
         motion_max_seq_length=motion.get('max_positions', 32),
         temporal_transformer_layers_per_block=motion.get('num_layers', 1),
@@ -290,8 +280,12 @@ def export_image_unet(unet: VideoUNet) -> tuple[dict[str, Any], dict[str, Tensor
     """
     state = {k: v for k, v in unet.state_dict().items() if _MOTION not in k}
     state['conv_in.weight'] = state['conv_in.weight'][:, : unet.out_channels].clone()
-    settings = {k: v for k, v in unet.settings.items() if k not in _NOT_IMAGE}
-    return dict(settings, _class_name='UNet2DConditionModel'), state
+    return _image_settings(unet) | dict(in_channels=unet.out_channels), state
+
+
+def _image_settings(unet: VideoUNet) -> dict[str, Any]:
+    settings = {k: v for k, v in unet.settings.items() if k not in _OURS}
+    return dict(settings, _class_name='UNet2DConditionModel')
 
 
 def export_motion_adapter(unet: VideoUNet) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmvideo.editors.autoencoder import Autoencoder
 from mmvideo.errors import ConfigError
 from mmvideo.registry import MODELS
 
@@ -62,6 +63,9 @@ def test_nothing_disturbs_latents_otherwise(
 def test_a_noise_that_cannot_be_is_refused(noise: float) -> None:
     with pytest.raises(ConfigError, match=rf'latent_noise={noise}: expected a number between'):
         build(latent_noise=noise)
+    unread = dict(vae=dict(type='AutoencoderKL', from_pretrained='./none'), latent_noise=noise)
+    with pytest.raises(ConfigError, match=rf'latent_noise={noise}: expected a number between'):
+        Autoencoder.check_training(unread)
 
 
 def test_a_frozen_encoder_keeps_its_scaling_factor(tmp_path) -> None:

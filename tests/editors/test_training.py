@@ -290,6 +290,7 @@ def test_image_layers_that_were_trained_are_exported_beside_the_motion_modules(
     editor.save_pretrained(tmp_path)
     config, image = read_part(str(tmp_path), 'unet')
     assert config['_class_name'] == 'UNet2DConditionModel'
+    assert config['in_channels'] == editor.unet.out_channels
     assert not any('motion_modules' in name for name in image)
     assert image['conv_in.weight'].shape[1] == editor.unet.out_channels
     where = dict(from_pretrained=str(tmp_path))
