@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('--clips', type=int, default=12, help='clips of each figure')
     parser.add_argument('--steps', type=int, default=25)
-    parser.add_argument('--guidance', type=float, default=3.0)
+    parser.add_argument('--guidance', type=float, help="default: what each config's tests take")
     parser.add_argument('--seed', type=int, default=0, help='of the first clip')
     parser.add_argument('--only', nargs='+', choices=GROUPS, default=list(GROUPS))
     parser.add_argument('--bf16', action='store_true', help='autocast to bfloat16')
@@ -119,6 +119,7 @@ class Bench:
         from mmvideo.evaluation.sprites import to_frames
 
         device = editor.device.type
+        more = self._guidance(editor) | more
         with torch.autocast(device, torch.bfloat16, enabled=self.args.bf16):
             video = editor.infer(
                 [prompt],
@@ -126,11 +127,17 @@ class Bench:
                 height=64,
                 width=64,
                 num_inference_steps=self.args.steps,
-                guidance_scale=self.args.guidance,
                 seed=seed,
                 **more,
             )['samples'][0]
         return to_frames(video, 'CTHW')
+
+    def _guidance(self, editor: Any) -> dict[str, Any]:
+        if self.args.guidance is not None:
+            return dict(guidance_scale=self.args.guidance)
+        names = ('guidance_scale', 'guidance_interval')
+        return {name: editor.predict_arguments[name] for name in names
+                if name in editor.predict_arguments}  # fmt: skip
 
 
 def windows(bench: Bench) -> list[Figure]:
@@ -173,7 +180,7 @@ def loop(bench: Bench) -> list[Figure]:
         looped.append(motion.loop_seam(clip))
         plain.append(motion.loop_seam(bench.make(bench.animatediff, seed, text, 16)))
     return [
-        Figure('loop of 32: seam / largest step', _median(looped), '', 1.5, most=True),
+        Figure('loop of 32: seam / largest step', _median(looped), '', 1.0, most=True),
         Figure('16 frames, no loop: seam / largest step', _median(plain), ''),
     ]
 

@@ -12,6 +12,8 @@ import ast
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +56,14 @@ def load_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) 
         ConfigError: Naming the file, the key and the nearest valid one.
     """
     path = Path(path).expanduser()
-    used = _names_used(_chain(path))
+    files = _chain(path)
     try:
         cfg = Config.fromfile(path, lazy_import=False)
     except _EXECUTION_ERRORS as error:
         raise ConfigError(f'{path}: {type(error).__name__}: {_text(error)}') from error
     if not cfg.keys():
         raise ConfigError(f"{path} is empty; expected at least 'model = dict(type=...)'")
-    _check_top(cfg, str(path), used)
+    _check_top(cfg, str(path), files)
     return _finish(cfg, str(path), cfg_options)
 
 
@@ -80,7 +82,7 @@ def recipe_to_config(
         if key in data:
             raise ConfigError(f'recipe: {key!r} is refused, a recipe is data and imports nothing')
     cfg = Config(data)
-    _check_top(cfg, 'recipe', frozenset())
+    _check_top(cfg, 'recipe')
     return _finish(cfg, 'recipe', cfg_options)
 
 
@@ -142,17 +144,57 @@ def _finish(cfg: Config, source: str, options: Mapping[str, Any] | None) -> Conf
     return cfg
 
 
-def _check_top(cfg: Config, source: str, used: frozenset[str]) -> None:
+@dataclass(frozen=True)
+class _File:
+    """A config in Python's syntax.
+
+    Attributes:
+        wanted: what the files that inherit from it read of it, as ``_base_.x``.
+    """
+
+    path: Path
+    tree: ast.Module
+    wanted: frozenset[str]
+
+    @cached_property
+    def sets(self) -> frozenset[str]:
+        """Variables that it assigns."""
+        return frozenset(_names(self.tree, ast.Store))
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """Variables that it reads, or that are read of it."""
+        return self.wanted | _names(self.tree, ast.Load)
+
+
+def _check_top(cfg: Config, source: str, files: Sequence[_File] = ()) -> None:
     for key in cfg:
-        if key not in TOP_KEYS and key not in used:
-            raise ConfigError(
-                f'{source}: unknown setting {key!r}.{nearest(key, TOP_KEYS)} '
-                'A helper variable must be used in the file or by one that inherits from it.'
-            )
+        if key in TOP_KEYS:
+            continue
+        setting = [file for file in files if key in file.sets]
+        idle = next((file for file in setting if key not in file.reads), None)
+        if idle is None and any(key in file.reads for file in setting or files):
+            continue
+        readers = [file.path for file in setting if key in file.reads]
+        raise ConfigError(f'{idle.path if idle else source}: {_unknown(key, readers)}')
 
 
-def _chain(path: Path, above: tuple[Path, ...] = ()) -> list[ast.Module]:
-    """The syntax trees of a config and of all it inherits from."""
+def _unknown(key: str, readers: Sequence[Path]) -> str:
+    if readers:
+        return (
+            f'nothing reads {key!r}: {readers[0]} has used its own value already; set the settings '
+            'that are computed from it.'
+        )
+    return (
+        f'unknown setting {key!r}.{nearest(key, TOP_KEYS)} '
+        'A helper variable must be used in the file or by one that inherits from it.'
+    )
+
+
+def _chain(
+    path: Path, above: tuple[Path, ...] = (), wanted: frozenset[str] = frozenset()
+) -> list[_File]:
+    """A config and all it inherits from; ``wanted`` is what those ``above`` read of it."""
     if not path.is_file():
         raise ConfigError(_missing(path, above))
     if path.suffix not in SUFFIXES:
@@ -162,9 +204,10 @@ def _chain(path: Path, above: tuple[Path, ...] = ()) -> list[ast.Module]:
     if path.suffix != '.py':
         return []
     tree = _parse(path)
-    bases = _bases(tree, path)
-    chains = [_chain(path.parent / base, (*above, path.resolve())) for base in bases]
-    return [tree, *(inner for chain in chains for inner in chain)]
+    bases = [path.parent / base for base in _bases(tree, path)]
+    inner = wanted | _names_of_bases(tree)
+    chains = [_chain(base, (*above, path.resolve()), inner) for base in bases]
+    return [_File(path, tree, wanted), *(file for chain in chains for file in chain)]
 
 
 def _parse(path: Path) -> ast.Module:
@@ -208,16 +251,16 @@ def _bases(tree: ast.Module, path: Path) -> list[str]:
     return []
 
 
-def _names_used(trees: Sequence[ast.Module]) -> frozenset[str]:
-    """Variables that the files read: plain names, and ``_base_.x``."""
-    used = set()
-    for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                used.add(node.id)
-            if isinstance(node, ast.Attribute) and _root(node) == '_base_':
-                used.add(_first_attribute(node))
-    return frozenset(used)
+def _names(tree: ast.Module, context: type[ast.expr_context]) -> frozenset[str]:
+    """Plain names that are read (``ast.Load``) or assigned (``ast.Store``)."""
+    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return frozenset(node.id for node in names if isinstance(node.ctx, context))
+
+
+def _names_of_bases(tree: ast.Module) -> frozenset[str]:
+    """What is read as ``_base_.x``."""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return frozenset(_first_attribute(node) for node in nodes if _root(node) == '_base_')
 
 
 def _root(node: ast.expr) -> str | None:

@@ -16,7 +16,7 @@ from mmvideo.apis.cli import Parser, count, json_file, run_tool
 
 EXAMPLES = """
 examples:
-  python tools/affinity_stats.py configs/sprites/pia_sprites.py --out statistics.json
+  python tools/affinity_stats.py configs/sprites/train_pia_sprites.py --out statistics.json
   python tools/affinity_stats.py CONFIG --clips 10000 --out data/affinity.json
   python tools/affinity_stats.py CONFIG --cfg-options train_dataloader.dataset.size=128
 

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mmvideo.apis.cli import Parser, count, run_tool
+from mmvideo.apis.flags import given_arguments
 
 if TYPE_CHECKING:
     from mmvideo.apis.memory import Row
@@ -52,14 +53,7 @@ def run(args: argparse.Namespace) -> int:
     inferencer = VideoInferencer(
         args.config, args.device, args.dtype, parse_cfg_options(args.cfg_options)
     )
-    said = {
-        'image': args.image,
-        'video_length': args.num_frames,
-        'windows': args.windows,
-        'height': args.height,
-        'width': args.width,
-    }
-    plan = inferencer.plan(False, **{k: v for k, v in said.items() if v is not None})
+    plan = inferencer.plan(False, **given_arguments(args, inferencer.defaults))
     limit = free_memory(plan.device) if limit is None else limit
     if limit is None:
         raise InputError('how much memory is free cannot be told here: say it with --max-memory.')

@@ -23,7 +23,9 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='a config file with a test_dataloader and test_evaluator')
     parser.add_argument('--work-dir', help='where logs go; default work_dirs/NAME-OF-CONFIG')
-    parser.add_argument('--checkpoint', help='a training checkpoint (iter_N) to test')
+    parser.add_argument(
+        '--checkpoint', help='a training checkpoint (iter_N) to test: its EMA copy, if it has one'
+    )
     parser.add_argument(
         '--out', metavar='FILE.json', help='write the figures there too; figures.json is in the log'
     )

@@ -1,5 +1,6 @@
 # The parts of Stable Diffusion 1.5, from the hub or from a folder of the same layout.
-# A personalised model in that layout takes its place when `base` names it.
+# A config that inherits from this puts a personalised model in its place part by part, such as
+# model = dict(unet=dict(from_pretrained='FOLDER')); `base` is read here only.
 base = 'catalog://sd15'
 model = dict(
     vae=dict(type='AutoencoderKL', from_pretrained=base, subfolder='vae'),

@@ -1,7 +1,6 @@
 # PLACEHOLDER DATA: sprites at 256 px stand in for video clips. This shows I2VGen-XL's recipe and
 # that it runs at this size; real footage needs train_dataloader.dataset.dataset changed.
-# It goes on from the published weights. For the temporal layers alone:
-#   trainable=['temp_convs', 'temp_attentions', 'transformer_in', 'temporal_encoder']
+# It goes on from the published weights; the whole denoiser is trained.
 _base_ = ['i2vgen-xl.py', '../_base_/train.py']
 
 model = dict(

@@ -1,33 +1,9 @@
-# A small I2VGen-XL for the sprite world. Its denoiser begins with nothing, as narrow as that of the
-# small Stable Video Diffusion. VAE, text encoder and image encoder are frozen, as they were for the
-# published model.
+# A small I2VGen-XL for the sprite world goes on with whole clips, from the weights of
+# train_i2vgen-xl_sprites_short.py. VAE, text encoder and image encoder are frozen, as they were for
+# the published model.
 _base_ = ['i2vgen-xl_sprites.py', '../_base_/train.py']
 
-over_time = dict(type='TemporalTransformer', head_channels=16)
 model = dict(
-    unet=dict(
-        _delete_=True,
-        type='VideoUNet',
-        sample_size=16,
-        block_out_channels=(40, 64),
-        down_block_types=('DownBlock3D', 'CrossAttnDownBlock3D'),
-        up_block_types=('CrossAttnUpBlock3D', 'UpBlock3D'),
-        layers_per_block=1,
-        cross_attention_dim=128,
-        # Heads of 16 channels; the finest level has no attention.
-        attention_head_dim=(1, 4),
-        use_linear_projection=True,
-        norm_num_groups=8,
-        transformer_in=dict(type='TemporalTransformer', head_channels=16, num_attention_heads=4),
-        temporal_slots=dict(temp_convs=dict(type='TemporalConv'), temp_attentions=over_time),
-        embeddings=dict(
-            fps_embedding=dict(type='FpsEmbedding'),
-            image_latents_context_embedding=dict(type='ImageLatentTokens'),
-            context_embedding=dict(type='ImageTokens', tokens=4),
-            image_latents_proj_in=dict(type='ImageLatentChannels'),
-            image_latents_temporal_encoder=dict(type='ImageLatentsOverTime'),
-        ),
-    ),
     trainable=['^unet'],
     caption_dropout=0.0,
     condition_dropout=0.1,
@@ -35,7 +11,7 @@ model = dict(
     train_clip_skip=0,
 )
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=0,
     # At each rate a sprite goes as fast as its caption says, so in one clip the further the lower
     # the rate is.

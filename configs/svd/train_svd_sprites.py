@@ -3,7 +3,7 @@
 _base_ = ['../_base_/svd_sprites.py', '../_base_/train.py']
 
 model = dict(
-    trainable=['^unet', '^image_encoder'],
+    trainable=['^unet'],
     # How far and where to is decided at levels of 5 to 30, looks are given: as much weight there as
     # SVD-XT's training had.
     sigma_mean=1.0,

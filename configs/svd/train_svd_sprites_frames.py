@@ -7,6 +7,7 @@
 _base_ = 'train_svd_sprites.py'
 
 model = dict(
+    trainable=['^unet', '^image_encoder'],
     image_encoder=dict(
         _delete_=True,
         type='CLIPVisionModelWithProjection',

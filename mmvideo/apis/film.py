@@ -74,6 +74,8 @@ def write_film(
     Raises:
         InputError: pictures that are no numbers.
     """
+    for target in targets:
+        target.make_folder()
     with contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(

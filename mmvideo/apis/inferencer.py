@@ -19,6 +19,7 @@ from mmvideo.apis.jobs import Job, make_jobs, merge_arguments
 from mmvideo.apis.progress import Progress
 from mmvideo.apis.targets import Target, choose_fps, choose_targets
 from mmvideo.apis.zoo import find_config
+from mmvideo.editors.facts import unread
 from mmvideo.errors import ConfigError
 from mmvideo.media.recipe import (
     MEDIA,
@@ -247,6 +248,8 @@ class VideoInferencer:
             UserError: before any weight is read, where the input allows it.
         """
         work = self.prepare(out, fps, **arguments)
+        for error in unread(self.cfg.model).values():
+            raise error  # what was checked without its facts cannot be made without them
         editor = self.editor
         steps = int(work.jobs[0].arguments.get('num_inference_steps') or 0)
         samples, paths, recipes = [], [], []

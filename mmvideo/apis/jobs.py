@@ -7,7 +7,6 @@ that its recipe says exactly how it was made, whatever was made beside it.
 from __future__ import annotations
 
 import inspect
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +141,8 @@ def _rows(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _seeds(seed: int | Sequence[int] | None, videos: int) -> list[int]:
+    from mmvideo.editors.request import check_seeds, draw_seed
+
     if not isinstance(videos, int) or isinstance(videos, bool) or videos < 1:
         raise InputError(f'num_videos_per_prompt={videos!r}: expected an integer >= 1.')
     seeds = list(seed) if isinstance(seed, list | tuple) else [seed]
@@ -151,10 +152,9 @@ def _seeds(seed: int | Sequence[int] | None, videos: int) -> list[int]:
         raise InputError(
             f'{len(seeds)} seeds and num_videos_per_prompt={videos}: give one of them.'
         )
-    drawn: list[Any] = [secrets.randbelow(2**31) if s is None else s for s in seeds]
-    for value in drawn:
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-            raise InputError(f'seed={value!r}: expected an integer from 0 to {2**63 - 1}.')
+    drawn: list[Any] = [draw_seed() if s is None else s for s in seeds]
+    check_seeds(drawn)
+    check_seeds(drawn[0], videos)
     if len(set(drawn)) < len(drawn):
         raise InputError(f'seeds {drawn}: one appears twice.')
     return drawn if len(drawn) > 1 else [drawn[0] + i for i in range(videos)]

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmvideo.apis.assumed import PARAMETERS, SETTINGS, fits
 from mmvideo.apis.devices import DTYPES, dtype_name
 from mmvideo.apis.progress import size as readable
 from mmvideo.apis.working import Decoding, decoding, denoising, tile_of, vae_factor
 from mmvideo.diffusion.windows import Windows
-from mmvideo.editors.facts import read_facts
+from mmvideo.editors.facts import read_facts, unread
 from mmvideo.editors.options import read_deep_cache, read_guidance_interval, read_windows
 from mmvideo.editors.starts import read_method
 from mmvideo.editors.timeline import number_timeline
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from mmvideo.apis.inferencer import VideoInferencer, Work
 
 _NO_WEIGHTS = {'scheduler', 'train_scheduler', 'tokenizer', 'feature_extractor'}
-_SHARES = {'unet', 'vae', 'text_encoder'}  # what one file may hold together
+_SHARES = {'unet', 'vae', 'text_encoder', 'image_encoder'}  # what one file may hold together
 _WITHOUT_COUNT = {*_NO_WEIGHTS, 'adapter'}  # adapters are small, and many have no header to count
 
 
@@ -40,6 +41,7 @@ class Part:
     Attributes:
         files: ``(name, bytes or None, present)`` of each file to read.
         parameters: None where only the files' content tells.
+        assumed: it is not here, and taken for Stable Diffusion 1.5's.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Part:
     files: tuple[tuple[str, int | None, bool], ...]
     parameters: int | None
     settings: Mapping[str, Any]
+    assumed: bool = False
 
     @property
     def missing(self) -> list[str]:
@@ -84,6 +87,7 @@ class Plan:
     offload: str | None = None
     windows: tuple[str, ...] = ()
     shortcuts: str = ''  # how the steps differ from plain ones
+    unread: tuple[str, ...] = ()  # parts whose config.json cannot be had
 
     @property
     def can_tile(self) -> bool:
@@ -110,6 +114,7 @@ class Plan:
         lines = [f'{self.name}: {self.editor} on {self.device} in {self.dtype}']
         for part in self.parts:
             count = '' if part.parameters is None else f', {part.parameters:,} parameters'
+            count += ' (as published for Stable Diffusion 1.5)' if part.assumed else ''
             lines.append(f'  {part.name}: {part.type} from {part.source}{count}')
             for name, count_bytes, present in part.files:
                 known = 'unknown size' if count_bytes is None else readable(count_bytes)
@@ -122,8 +127,13 @@ class Plan:
         lines += [f'  {line}' for line in self.windows]
         lines.append(f'  output: {self.videos} x {self.frames} frames of {shape}, {self.fps:g} fps')
         lines += [f'    {path}' for path in self.files]
+        if self.unread:
+            lines.append(
+                f'  not known: the config.json of {", ".join(self.unread)} is not here and the hub '
+                "cannot be reached; sizes and limits are taken from Stable Diffusion 1.5's"
+            )
         if self.peak_bytes is None:
-            lines.append('  memory: not known before all files are here')
+            lines.append('  memory: not known before all files are here (tools/download.py)')
         else:
             assert self.weights_bytes is not None and self.working_bytes is not None
             peak, weights, working = map(
@@ -185,6 +195,7 @@ def make_plan(inferencer: VideoInferencer, work: Work) -> Plan:
         offload=model.get('offload'),
         windows=_drawn(windows, frames),
         shortcuts=_shortcuts(arguments),
+        unread=tuple(unread(model)),
     )
 
 
@@ -242,11 +253,14 @@ def _part(name: str, part: Mapping[str, Any], model: Mapping[str, Any]) -> Part:
     where = str(source) + (f'/{part["subfolder"]}' if part.get('subfolder') else '')
     if name in _NO_WEIGHTS:
         return Part(name, part['type'], where, (), 0, part)
-    from mmvideo.checkpoints.sources import is_weight_file, plan
+    from mmvideo.checkpoints import sources
 
-    files = plan(
+    names = (sources.DIFFUSERS_FILES, sources.TRANSFORMERS_FILES)
+    first, second = reversed(names) if name.endswith('encoder') else names
+    files = sources.plan(
         source,
         part.get('subfolder'),
+        filenames=first + second,
         variant=part.get('variant'),
         revision=part.get('revision'),
     )
@@ -259,10 +273,14 @@ def _part(name: str, part: Mapping[str, Any], model: Mapping[str, Any]) -> Part:
             counts.append(None if file.path is None else _values_in(file.path))
     known = [count for count in counts if count is not None]
     parameters = sum(known) if known and len(known) == len(counts) else None
-    if name in _SHARES and is_weight_file(source) and files[0].path is not None:
+    if name in _SHARES and sources.is_weight_file(source) and files[0].path is not None:
         settings, parameters = _share(name, part, files[0].path)
     listed = tuple((file.name, file.size, file.present) for file in files)
-    return Part(name, part['type'], where, listed, parameters, {**settings, **part})
+    absent = not all(file.present for file in files)
+    assumed = absent and fits(model.get('type'), name, settings)
+    if assumed:
+        settings, parameters = {**SETTINGS[name], **settings}, PARAMETERS[name]
+    return Part(name, part['type'], where, listed, parameters, {**settings, **part}, assumed)
 
 
 def _share(name: str, part: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], int]:

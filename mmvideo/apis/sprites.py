@@ -42,7 +42,8 @@ _LATENTS = ('model.vae', 'train_dataloader.dataset.vae')
 _T2I = {'unet': 'unet', 'text_encoder': 'text_encoder', 'tokenizer': 'tokenizer'}
 _MOTION = {'motion_adapter': 'motion_adapter'}
 _PIA = {'motion_adapter': 'pia'}
-_SVD = {'unet': 'unet_svd', 'image_encoder': 'image_encoder'}
+_SVD = {'unet': 'unet_svd'}
+_I2VGEN_XL = {'unet': 'unet_i2vgen-xl'}
 _MOVING = (*_LATENTS, *_TEXT, 'model.unet', 'model.motion_module')
 STAGES = {
     'vae': Stage('sprites/train_vae_sprites.py', (), {'vae': 'vae'}),
@@ -59,22 +60,29 @@ STAGES = {
     'pia_still': Stage('sprites/train_pia_sprites_still.py', _MOVING, _PIA),
     'pia_short': Stage('sprites/train_pia_sprites_short.py', _MOVING, _PIA),
     'pia': Stage('sprites/train_pia_sprites.py', _MOVING, _PIA),
-    'neon': Stage(
-        'sprites/train_t2i_sprites_neon.py',
+    'sketch': Stage(
+        'sprites/train_t2i_sprites_sketch.py',
         (*_LATENTS, *_TEXT, 'model.unet'),
-        {'unet': 'unet_neon'},
+        {'lora': 'lora_sketch'},
     ),
     'svd_vae': Stage(
         'svd/train_vae_svd_sprites.py', ('model.vae.image_weights',), {'vae': 'vae_svd'}
     ),
-    'svd_frames': Stage('svd/train_svd_sprites_frames.py', _LATENTS, _SVD),
+    'svd_frames': Stage(
+        'svd/train_svd_sprites_frames.py', _LATENTS, {**_SVD, 'image_encoder': 'image_encoder'}
+    ),
     'svd': Stage(
         'svd/train_svd_sprites.py', (*_LATENTS, 'model.image_encoder', 'model.unet'), _SVD
     ),
+    'i2vgen-xl_short': Stage(
+        'i2vgen_xl/train_i2vgen-xl_sprites_short.py',
+        (*_LATENTS, *_TEXT, 'model.image_encoder', 'model.unet.image_weights'),
+        _I2VGEN_XL,
+    ),
     'i2vgen-xl': Stage(
         'i2vgen_xl/train_i2vgen-xl_sprites.py',
-        (*_LATENTS, *_TEXT, 'model.image_encoder'),
-        {'unet': 'unet_i2vgen-xl'},
+        (*_LATENTS, *_TEXT, 'model.image_encoder', 'model.unet'),
+        _I2VGEN_XL,
     ),
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmvideo.errors import ConfigError, InputError
-from mmvideo.media.writers import check_fps, check_output, picture_path, safe_stem
+from mmvideo.media.writers import check_fps, check_output, make_folder, picture_path, safe_stem
 
 DEFAULT_FPS = 8
 DEFAULT_FOLDER = 'outputs'
@@ -18,10 +18,18 @@ DEFAULT_FOLDER = 'outputs'
 
 @dataclass(frozen=True)
 class Target:
-    """A file to write; ``overwrite`` is for names that the user chose."""
+    """A file to write; ``overwrite`` is for names that the user chose.
+
+    A folder that the user did not name is made when writing begins, see ``make_folder``.
+    """
 
     path: Path
     overwrite: bool
+
+    def make_folder(self) -> None:
+        """Make the folder, unless it is one that must be there."""
+        if not self.overwrite:
+            make_folder(self.path.parent)
 
 
 def choose_targets(
@@ -49,9 +57,9 @@ def choose_targets(
     formats = ['.png'] if single else _formats(infer)
     stem = safe_stem(name)
     if out is None:
-        # The command's own default folder is made; one that a user names must be there.
+        # The command's own default folder is made later; one that a user names must be there.
         wanted = Path(infer.get('out') or f'{DEFAULT_FOLDER}/{stem}{formats[0]}')
-        _make_folder(wanted.parent)
+        _check_folder(wanted.parent)
         folder, stem = wanted.parent, wanted.stem
         formats = formats if single or 'formats' in infer else [wanted.suffix]
     else:
@@ -61,7 +69,8 @@ def choose_targets(
     for suffix in suffixes:
         paths = _free_together(folder / f'{stem}{suffix}', formats, taken)
         taken.update(paths)
-        chosen.append([Target(check_output(path), overwrite=False) for path in paths])
+        made = folder.is_dir()
+        chosen.append([Target(check_output(p, made), overwrite=False) for p in paths])
     return chosen
 
 
@@ -99,13 +108,14 @@ def _formats(infer: Mapping[str, Any]) -> list[str]:
     return suffixes
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that could not be made."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = 'cannot be written to' if there.is_dir() else 'is no folder'
         raise InputError(
-            f'{folder}: the folder cannot be made ({error.strerror}); choose another with --out.'
-        ) from None
+            f'{folder}: the folder cannot be made, {there} {what}; choose another with --out.'
+        )
 
 
 def _free_together(stem: Path, formats: Sequence[str], taken: set[Path]) -> list[Path]:

@@ -79,7 +79,8 @@ def test(
     They are also written to ``figures.json`` beside the log, with what they were measured on.
 
     Args:
-        checkpoint: a training checkpoint (``iter_N``) whose trained parameters are tested.
+        checkpoint: a training checkpoint (``iter_N``) to test: its EMA copy, as in validation and
+            exports, or its trained parameters where it has none. The file says which (``weights``).
         out: another JSON file for the same.
         dtype: what the model's parameters are and compute in, as in ``VideoInferencer``.
         limit: test the first so many clips.
@@ -90,13 +91,15 @@ def test(
     """
     from mmvideo.engine.clip_counter import ClipCounter
     from mmvideo.engine.precheck import check_dataset
+    from mmvideo.engine.runner import load_measured
 
     out_file = json_file(out)
     cfg = _prepare(config, work_dir, launcher, cfg_options, TEST_SECTIONS)
     for key in TRAIN_ONLY:
         cfg.pop(key, None)
     precision = pick_dtype(dtype, pick_device())
-    cfg.load_from = None if checkpoint is None else str(_checkpoint(checkpoint))
+    cfg.load_from = None
+    folder = None if checkpoint is None else _checkpoint(checkpoint)
     check_dataset(cfg.test_dataloader.get('dataset'))
     if limit is not None:
         if limit < 1:
@@ -107,6 +110,7 @@ def test(
     cfg.default_hooks = {**(cfg.get('default_hooks') or {}), 'logger': _FIGURES_ONLY}
     _check_writable(Path(cfg.work_dir))
     with _runner(cfg) as runner:
+        weights = None if folder is None else load_measured(runner.model, folder)
         getattr(runner.model, 'module', runner.model).to(dtype=precision)
         clips = len(runner.test_dataloader.dataset)
         shown = progress and is_main_process()
@@ -118,6 +122,7 @@ def test(
         found = dict(
             config=str(config),
             checkpoint=checkpoint,
+            weights=weights,
             cfg_options=list(cfg_options),
             clips=clips,
             dtype=dtype_name(precision),

@@ -5,7 +5,7 @@ Only names and shapes change here. ``apis.convert`` reads and writes the files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,18 @@ from mmvideo.errors import WeightsError, nearest
 
 TARGETS = ('original', 'diffusers', 'comfyui', 'kohya', 'kohya_ldm', 'peft', 'safetensors')
 _PIA_CHANNELS = 4  # of the noisy latent, in PIA's first convolution
+_Parts = Mapping[str, Mapping[str, Tensor]]
+# Of a pipeline, by what its denoiser is: the family of its original file, the parts that it has,
+# and how they get there. All others are Stable Diffusion's.
+_PIPELINES: dict[str, tuple[str, Iterable[str], Callable[[_Parts], dict[str, Tensor]]]] = {
+    'svd_unet': ('svd', SVD_LAYOUTS, diffusers_to_svd),
+    'i2vgen_xl_unet': (
+        'i2vgen_xl',
+        ('unet',),
+        lambda parts: i2vgen_xl.UNET.to_theirs(parts['unet']),
+    ),
+}
+_STABLE_DIFFUSION = ('ldm', LDM_LAYOUTS, diffusers_to_ldm)
 # The part of a pipeline that a family is.
 _PARTS = {'unet': 'unet', 'vae': 'vae', 'clip_text': 'text_encoder'}
 
@@ -304,12 +316,11 @@ def _pipeline(opened: Opened, target: str) -> Translation:
         raise WeightsError(f'{opened.source} is a pipeline; it can become: original')
     if 'unet' not in opened.parts:
         raise WeightsError(f'{opened.source} has no unet, only {", ".join(opened.parts)}')
-    video = identify(opened.parts['unet'].tensors).family == 'svd_unet'
-    known = SVD_LAYOUTS if video else LDM_LAYOUTS
+    denoiser = identify(opened.parts['unet'].tensors).family
+    family, known, to_theirs = _PIPELINES.get(denoiser, _STABLE_DIFFUSION)
     parts = {name: part.tensors for name, part in opened.parts.items() if name in known}
-    if video and 'image_encoder' in parts:
+    if 'image_encoder' in parts:
         parts['image_encoder'] = clip_vision_tensors(parts['image_encoder'])
     rest = [name for name in opened.parts if name not in parts]
     notes = (f'left out, as the file has no place for them: {", ".join(rest)}',) if rest else ()
-    tensors = (diffusers_to_svd if video else diffusers_to_ldm)(parts)
-    return Translation('svd' if video else 'ldm', target, (Piece(tensors),), notes)
+    return Translation(family, target, (Piece(to_theirs(parts)),), notes)

@@ -52,17 +52,18 @@ TEXT_ENCODER = dict(
     eos_token_id=2,
     pad_token_id=1,
 )
-# Which part a file is that names its tensors as diffusers and transformers do.
-_FAMILY_PARTS = {
-    'unet': 'unet',
-    'vae': 'vae',
-    'clip_text': 'text_encoder',
-    'clip': 'text_encoder',
+# What a file is that names the tensors of a part as diffusers and transformers do.
+_PART_FAMILIES = {
+    'unet': ('unet',),
+    'vae': ('vae',),
+    'text_encoder': ('clip_text', 'clip'),
+    'image_encoder': ('clip_image', 'clip'),
 }
 _TITLES = {
     'unet': 'an image UNet',
     'vae': 'an AutoencoderKL',
     'text_encoder': 'a CLIP text encoder',
+    'image_encoder': 'a CLIP image encoder',
 }
 
 
@@ -81,7 +82,7 @@ def read_model_part(
     Args:
         source: Folder, hub id, ``package://NAME``, or a file, here or on the hub
             (``owner/name/model.safetensors``).
-        part: 'unet', 'vae' or 'text_encoder'.
+        part: 'unet', 'vae', 'text_encoder' or 'image_encoder'.
         subfolder: Folder of the part inside the source; means nothing for a file.
         variant: Which files of a folder, such as 'fp16'.
         revision: Branch, tag or commit on the hub.
@@ -136,6 +137,11 @@ def read_single_file(
     if ema:
         raise WeightsError(f'{path} holds no EMA weights (model_ema.*): leave ema=True out')
     _check_family(path, recognise(tensors), part)
+    if part == 'image_encoder' and not beside.is_file():
+        raise WeightsError(
+            f'{path}: no tensor tells how many heads an image encoder has; keep its config.json '
+            'beside it'
+        )
     config = read_json(beside) if beside.is_file() else describe_part(part, tensors, str(path))
     return config, tensors
 
@@ -206,5 +212,5 @@ _DESCRIBERS: dict[str, Callable[[_Shape, Mapping[str, Tensor]], dict[str, Any]]]
 
 
 def _check_family(path: Path, family: str, part: str) -> None:
-    if _FAMILY_PARTS.get(family) != part:
+    if family not in _PART_FAMILIES[part]:
         raise WeightsError(f'{path} is {FAMILIES[family].title}, expected {_TITLES[part]}')

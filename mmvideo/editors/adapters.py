@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from mmvideo.editors.strengths import changes, check_strength
 from mmvideo.errors import ConfigError, InputError, nearest
 from mmvideo.models.adapters.base import Adapter, adapter_name, check_local
 from mmvideo.models.adapters.lora import LoRA, lora_parts
@@ -26,6 +27,8 @@ from mmvideo.registry import MODELS
 class Adaptable:
     """What an editor can do with adapters; ``_attach_adapters`` belongs in its constructor."""
 
+    # Types that this kind of editor takes, None for all that are registered.
+    adapter_types: tuple[str, ...] | None = None
     _adapters: dict[str, Adapter]
     _off: dict[str, Any]  # scales from before they were switched off
     _merged: list[nn.Module]
@@ -43,15 +46,17 @@ class Adaptable:
                 an adapter that was removed.
 
         Raises:
-            ConfigError: no such type or key, or a name that is taken.
+            ConfigError: no such type or key, one that this editor does not take, or a name that is
+                taken.
             WeightsError: weights that are missing or do not fit; the editor is then unchanged.
             InputError: the adapters are merged.
         """
         self._refuse_merged('add')
         if isinstance(config, Adapter):
             adapter = config
+            _check_type(type(adapter).__name__, self.adapter_types)
         else:
-            check_adapters([config], taken=self._adapters)
+            self.check_adapters([config], taken=self._adapters)
             adapter = MODELS.build(dict(config))
             adapter.config = dict(config)
         if adapter.name in self._adapters:
@@ -69,7 +74,8 @@ class Adaptable:
                 had before they were switched off.
 
         Raises:
-            InputError: a name that no adapter has, or another number of weights.
+            InputError: a name that no adapter has, another number of weights, or a timeline with
+                keys or values that cannot be.
             ConfigError: a scale that an adapter cannot have.
         """
         self._refuse_merged('weight')
@@ -79,6 +85,8 @@ class Adaptable:
             if not adapter.has_scale:
                 raise InputError(f'{adapter!r} has no weight: it works where a prompt names it')
         scales = self._spread_weights(weights, chosen)
+        for adapter, scale in zip(chosen, scales, strict=True):
+            check_strength(scale, f'the scale of {adapter.name!r}')
         before = [(adapter, adapter.scale) for adapter in self.adapters if adapter.has_scale]
         try:
             for adapter, scale in zip(chosen, scales, strict=True):
@@ -115,8 +123,16 @@ class Adaptable:
         weighted or removed.
 
         Raises:
-            InputError: a weight to be merged is being trained.
+            InputError: a weight to be merged is being trained, or a LoRA changes over frames or
+                steps, which no weight can.
         """
+        for adapter in self.adapters:
+            if isinstance(adapter, LoRA) and changes(adapter.scale):
+                raise InputError(
+                    f'the scale of {adapter.name!r} changes over frames or steps, a merged weight '
+                    f'has one: set_adapters({adapter.name!r}, NUMBER), or leave it beside the '
+                    'weights.'
+                )
         layers = [layer for part in lora_parts(self).values() for layer in slotted_layers(part)]
         trained = [weight_of(layer) for layer in layers]
         trained += [p for layer in layers for p in slot_of(layer).parameters()]
@@ -163,10 +179,20 @@ class Adaptable:
         """The files that the adapters were read from."""
         return [path for adapter in self.adapters for path in adapter.paths]
 
+    @classmethod
+    def check_adapters(
+        cls,
+        configs: Any,
+        taken: Sequence[str] | Mapping[str, Any] = (),
+        num_frames: int | None = None,
+    ) -> None:
+        """See ``check_adapters``, for what this kind of editor takes."""
+        check_adapters(configs, taken, cls.adapter_types, num_frames)
+
     def _attach_adapters(self, configs: Sequence[Mapping[str, Any]]) -> None:
         """What the editor's constructor does with its config."""
         self._adapters, self._off, self._merged = {}, {}, []
-        check_adapters(configs)
+        self.check_adapters(configs)
         for config in configs:
             self.add_adapter(config)
 
@@ -195,15 +221,23 @@ class Adaptable:
             raise InputError(f'the adapters are merged: unmerge_adapters() to {action} one')
 
 
-def check_adapters(configs: Any, taken: Sequence[str] | Mapping[str, Any] = ()) -> None:
+def check_adapters(
+    configs: Any,
+    taken: Sequence[str] | Mapping[str, Any] = (),
+    types: Sequence[str] | None = None,
+    num_frames: int | None = None,
+) -> None:
     """Refuse adapters that cannot work, without reading a weight file.
 
     Args:
         configs: ``model.adapters``.
         taken: names that other adapters have.
+        types: those that the editor takes, None for all.
+        num_frames: of the clip, which must have every key of a timeline; None checks no key.
 
     Raises:
-        ConfigError: no list of adapter configs, an unknown key, or a name given twice.
+        ConfigError: no list of adapter configs, an unknown key, a name given twice, or a scale
+            that cannot be.
         WeightsError: a file that does not exist.
     """
     if isinstance(configs, (str, Mapping)) or not isinstance(configs, Sequence):
@@ -216,6 +250,7 @@ def check_adapters(configs: Any, taken: Sequence[str] | Mapping[str, Any] = ()) 
         if kind is None:
             raise ConfigError(f"adapter {config!r:.80}: expected dict(type='LoRA', ...)")
         cls = _adapter_class(kind)
+        _check_type(kind, types)
         keys = {k: v for k, v in config.items() if k not in ('type', '_scope_')}
         check_keys(kind, keys, keys_of(cls.__init__))
         source = keys.get('from_pretrained')
@@ -227,6 +262,17 @@ def check_adapters(configs: Any, taken: Sequence[str] | Mapping[str, Any] = ()) 
         if name in names:
             raise ConfigError(_taken(name))
         names.add(name)
+        try:
+            check_strength(keys.get('scale'), f'the scale of {name!r}', num_frames)
+        except InputError as fault:
+            raise ConfigError(str(fault)) from None
+
+
+def _check_type(kind: str, types: Sequence[str] | None) -> None:
+    if types is not None and kind not in types:
+        raise ConfigError(
+            f'adapter {kind}: this model takes none of that type; it takes {", ".join(types)}.'
+        )
 
 
 def _adapter_class(kind: Any) -> type[Adapter]:

@@ -78,6 +78,7 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
         control_scale: Any = None,
         control_start: Any = None,
         control_end: Any = None,
+        control_annotator: Any = None,
         guess_mode: bool = False,
         ip_adapter_image: Any = None,
         ip_adapter_scale: Any = None,
@@ -143,6 +144,10 @@ class AnimateDiff(Controlled, Starts, LatentDiffusion):
                 config's.
             control_start: share of the steps after which they begin; one, or one for each.
             control_end: share of the steps after which they stop, likewise.
+            control_annotator: makes what they see of footage: ``'canny'``, or with settings
+                ``dict(type='canny', low=100, high=200)``; or another of
+                ``mmvideo.models.conditioning.annotators``. One for all, or a list with one for
+                each; None takes ``control_videos`` as they are.
             guess_mode: controls work on the prompted half of guidance alone, and weaker on finer
                 layers, so that they are followed even without a prompt.
             ip_adapter_image: pictures as prompts, for each IP-Adapter that the model has; a

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmvideo.editors.checks import check_range
+from mmvideo.editors.checks import check_range, check_whole
 from mmvideo.editors.course import check_course, step_count
 from mmvideo.editors.facts import Facts
 from mmvideo.editors.options import COMMON, read_options
@@ -21,6 +21,11 @@ from mmvideo.models.conditioning.image import open_rgb, prepare_condition_image
 NUM_FRAMES = 25  # of a clip where neither a call nor the model says it
 MOST_BUCKETS = 255
 MOST_NOISE = 10.0
+# Arguments of ``infer`` that a request holds as they are.
+_KEPT = (
+    *('fps', 'motion_bucket_id', 'noise_aug_strength'),
+    *('num_videos_per_prompt', 'draws', 'timesteps', 'sigmas', 'on_step'),
+)
 
 
 @dataclass
@@ -31,11 +36,13 @@ class ClipRequest(Request):
         fps: frames a second.
         motion_bucket_id: amount of motion, 127 in the middle.
         noise_aug_strength: of the noise on the picture.
+        num_videos_per_prompt: samples of each picture.
     """
 
     fps: float = 7
     motion_bucket_id: float = 127
     noise_aug_strength: float = 0.02
+    num_videos_per_prompt: int = 1
 
     @property
     def time_ids(self) -> tuple[float, float, float]:
@@ -57,7 +64,7 @@ def read_call(values: Mapping[str, Any], facts: Facts) -> tuple[ClipRequest, lis
     frames = values.get('video_length')
     frames = facts.num_frames or NUM_FRAMES if frames is None else frames
     sigmas, timesteps = values.get('sigmas'), values.get('timesteps')
-    check_course(timesteps, sigmas, values.get('on_step'))
+    check_course(timesteps, sigmas, values.get('on_step'), values['draws'])
     settings = dict(
         num_frames=frames,
         num_inference_steps=step_count(values['num_inference_steps'], timesteps, sigmas),
@@ -67,6 +74,7 @@ def read_call(values: Mapping[str, Any], facts: Facts) -> tuple[ClipRequest, lis
     given_size = values.get('height'), values.get('width')
     edges = [facts.vae_scale if edge is None else edge for edge in given_size]
     check_settings(**settings, height=edges[0], width=edges[1], multiple=facts.vae_scale)
+    check_whole('num_videos_per_prompt', values['num_videos_per_prompt'], 1)
     check_range('fps', values['fps'], 1, 1000)
     check_range('motion_bucket_id', values['motion_bucket_id'], 0, MOST_BUCKETS)
     check_range('noise_aug_strength', values['noise_aug_strength'], 0, MOST_NOISE)
@@ -77,17 +85,14 @@ def read_call(values: Mapping[str, Any], facts: Facts) -> tuple[ClipRequest, lis
     options.check_steps(settings['num_inference_steps'])
     pictures = _pictures(as_list(values['image']), given_size, facts)
     height, width = pictures[0].shape[-2:]
-    told = {key: values[key] for key in ('fps', 'motion_bucket_id', 'noise_aug_strength')}
+    kept = {key: values[key] for key in _KEPT}
     request = ClipRequest(
         samples=[],
         height=height,
         width=width,
         options=options,
-        timesteps=timesteps,
-        sigmas=sigmas,
-        on_step=values.get('on_step'),
         **settings,
-        **told,
+        **kept,
     )
     return request, pictures
 

@@ -6,7 +6,7 @@ N samples, T frames, t frames of a window, K pictures of a control, C channels, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from mmvideo.editors.checks import check_range
 from mmvideo.editors.denoising import Denoising, Span
 from mmvideo.editors.options import Options
 from mmvideo.editors.request import Request, Sample
-from mmvideo.editors.timeline import Timeline, is_keyframes, number_timeline
+from mmvideo.editors.timeline import Timeline, number_timeline
 from mmvideo.errors import ConfigError, InputError
 from mmvideo.models.adapters.base import adapter_name
 from mmvideo.models.adapters.control_encoder import Residuals
 from mmvideo.models.adapters.controlnet import MOST_SCALE, ControlNet
+from mmvideo.models.conditioning.annotators import Annotator, read_annotator
 from mmvideo.models.conditioning.clip import prepare_clip
 from mmvideo.models.unet.context import FrameWindows
 from mmvideo.registry import MODELS
@@ -33,6 +34,7 @@ ARGUMENTS = (
     'control_scale',
     'control_start',
     'control_end',
+    'control_annotator',
     'guess_mode',
 )
 _KINDS = ('ControlNet', 'SparseCtrl')
@@ -58,10 +60,11 @@ class ControlInput:
         index: of the control.
         pictures: [K, 3, H, W] in [-1, 1], pixels.
         frames: which frames they are.
-        scale: over the frames.
+        scale: over the frames, or over the steps.
         start: share of the steps after which it begins.
         end: share of the steps after which it stops.
         guess: see ``AnimateDiff.infer``.
+        annotator: makes what it sees of the pictures, where these are footage.
     """
 
     index: int
@@ -71,10 +74,18 @@ class ControlInput:
     start: float
     end: float
     guess: bool
+    annotator: Annotator | None = None
+
+    def annotated(self) -> ControlInput:
+        """With what the annotator makes of the pictures."""
+        if self.annotator is None:
+            return self
+        return replace(self, pictures=self.annotator(self.pictures), annotator=None)
 
     def works(self, span: Span) -> bool:
         """Whether it works in a step from one share of the sampling to another."""
-        return not (span[0] < self.start or span[1] > self.end) and any(self.scale.values)
+        inside = self.start <= span[0] and span[1] <= self.end
+        return inside and any(self.scale.at_step(span[0]).values)
 
 
 def check_controls(configs: Any) -> None:
@@ -93,7 +104,10 @@ def check_controls(configs: Any) -> None:
             raise ConfigError(f'model.controls: type {kind!r}, expected one of {_KINDS}')
     check_adapters(configs)
     for setting in settings_of(configs):
-        _scale(setting.scale, f'{setting.name}: scale', None, ConfigError)
+        try:
+            number_timeline(setting.scale, f'{setting.name}: scale', None, 0, MOST_SCALE)
+        except InputError as fault:
+            raise ConfigError(str(fault)) from None
 
 
 def settings_of(configs: Sequence[Mapping[str, Any]]) -> list[Setting]:
@@ -134,8 +148,8 @@ def read_controls(
     if not isinstance(guess, bool):
         raise InputError(f'guess_mode={guess!r}: expected True or False.')
     if not count:
-        for name in ARGUMENTS[:-1]:
-            if values.get(name) is not None:
+        for name in ARGUMENTS:
+            if values.get(name) is not None and values[name] is not False:
                 raise InputError(
                     f'{name}: this model has no controls; give some in the config, such as '
                     "model.controls=[dict(type='ControlNet', from_pretrained='...')]."
@@ -152,16 +166,16 @@ def read_controls(
         name: _each(values.get(f'control_{name}'), count, f'control_{name}')
         for name in ('scale', 'start', 'end')
     }
+    annotators = _each(values.get('control_annotator'), count, 'control_annotator')
     inputs = []
     for index, setting in enumerate(settings):
         if clips[index] is None:
             continue
         said = {name: entries[index] for name, entries in spread.items()}
         chosen = {k: getattr(setting, k) if v is None else v for k, v in said.items()}
-        inputs.append(
-            _read_one(index, setting, clips[index], frames[index], chosen, num_frames, size,
-                      multiple, guess)
-        )  # fmt: skip
+        found = _read_one(index, setting, clips[index], frames[index], chosen, num_frames, size,
+                          multiple, guess)  # fmt: skip
+        inputs.append(replace(found, annotator=read_annotator(annotators[index])))
     return inputs
 
 
@@ -184,8 +198,7 @@ def _read_one(
             f'control_start={chosen["start"]!r}, control_end={chosen["end"]!r}: expected a start '
             'before the end.'
         )
-    scale = _scale(chosen['scale'], 'control_scale', num_frames, InputError)
-    assert scale is not None
+    scale = number_timeline(chosen['scale'], 'control_scale', num_frames, 0, MOST_SCALE)
     if not setting.sparse:
         if frames is not None:
             raise InputError(
@@ -219,20 +232,6 @@ def _places(frames: Any, pictures: int, num_frames: int, name: str) -> tuple[int
         f'{name} has {pictures} pictures: say which frames they are, such as control_frames='
         f'{[round(i * (num_frames - 1) / (pictures - 1)) for i in range(pictures)]}.'
     )
-
-
-def _scale(
-    value: Any, name: str, num_frames: int | None, error: type[Exception]
-) -> Timeline | None:
-    """The scale over the frames; without their number only what can be said before."""
-    if num_frames is None:
-        numbers = [value] if isinstance(value, (int, float)) else []
-        if isinstance(value, bool) or any(not 0 <= n <= MOST_SCALE for n in numbers):
-            raise error(f'{name}={value!r}: expected a number in [0, {MOST_SCALE}]')
-        if not numbers and not is_keyframes(value) and not isinstance(value, (list, tuple)):
-            raise error(f'{name}={value!r}: expected a number or keyframes')
-        return None
-    return number_timeline(value, name, num_frames, 0, MOST_SCALE)
 
 
 def _each(value: Any, count: int, name: str) -> list[Any]:
@@ -290,9 +289,9 @@ class Controlled(Denoising):
     def _read_controls(
         self, num_frames: int, height: int, width: int, **values: Any
     ) -> list[ControlInput]:
-        return read_controls(
-            values, self._control_settings, num_frames, (height, width), self.vae_scale
-        )
+        size = (height, width)
+        inputs = read_controls(values, self._control_settings, num_frames, size, self.vae_scale)
+        return [given.annotated() for given in inputs]
 
     def _prepare(self, group: list[Sample], request: Request) -> None:
         """Draw the latents of pictures for controls that see such, after all other draws."""
@@ -381,7 +380,7 @@ class Conductor:
             if len(seen) not in (1, len(sample)):  # both halves see the same
                 seen = seen.repeat(2, 1, 1, 1, 1)
             found = net(sample, timestep, prompts, seen, given.guess, windows)
-            found = found.scaled(self._scale(given, frames))
+            found = found.scaled(self._scale(given, frames, span))
             found = found.behind_zeros() if half else found
             total = found if total is None else total + found
         if total is None:
@@ -391,8 +390,9 @@ class Conductor:
             'mid_block_additional_residual': total.mid,
         }
 
-    def _scale(self, given: ControlInput, frames: Tensor | None) -> float | Tensor:
-        if given.scale.constant:
-            return float(given.scale.values[0])
-        curve = given.scale.curve(self.options.num_frames)
+    def _scale(self, given: ControlInput, frames: Tensor | None, span: Span) -> float | Tensor:
+        scale = given.scale.at_step(span[0])
+        if scale.constant:
+            return float(scale.values[0])
+        curve = scale.curve(self.options.num_frames)
         return curve if frames is None else curve[frames.cpu()]

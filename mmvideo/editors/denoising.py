@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,9 +26,11 @@ from mmvideo.editors.options import block_names
 from mmvideo.editors.out_of_memory import FrugalTrunk, TrunkCall, decode_frugally
 from mmvideo.editors.prompts import PromptTrack, encode_rows
 from mmvideo.editors.request import Request, Sample
+from mmvideo.editors.strengths import LoraStrengths, PictureKeys, check_strengths
 from mmvideo.errors import InputError
+from mmvideo.models.conditioning.image_prompt import AdapterPrompt
 from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
-from mmvideo.models.unet.context import DeepFeatures
+from mmvideo.models.unet.context import DeepFeatures, ImageKeys
 
 # Shares of a sampling, in [0, 1], where a step begins and ends.
 Span = tuple[float, float]
@@ -96,6 +98,7 @@ class Denoising:
     def _infer(self, request: Request, callback: Callback | None) -> dict[str, Tensor]:
         if callback is not None and not callable(callback):
             raise InputError(f'callback={callback!r}: expected a function or None.')
+        check_strengths(getattr(self, 'adapters', ()), request.pictures, request.num_frames)
         groups = self._groups(request)
         latents = [self._denoise(group, request, callback) for group in groups]
         order = [item.index for group in groups for item in group]
@@ -177,10 +180,8 @@ class Denoising:
         options = request.options
         extra = self._condition(group, request, guided)
         conditions = self._conditions(group, request, extra, guided)
-        height, width = self._noise_shape(request)[-2:]
-        images = image_keys(self, request.pictures, (height, width), len(group), guided)
-        if options.windows is not None:
-            images = {layer: [k.waiting() for k in keys] for layer, keys in images.items()}
+        images = self._picture_keys(group, request, guided)
+        loras = LoraStrengths(getattr(self, 'adapters', ()), request.num_frames, self.device)
         controls = options.controls(block_names(len(self.unet.down_blocks)), self.device)
         conduct = self._conductor(group, request, guided)
         trunk = FrugalTrunk(self.unet, guided)
@@ -191,13 +192,9 @@ class Denoising:
             noisy = torch.cat([scaled] * 2) if guided else scaled
             noisy = noisy.to(self.device, self.dtype)
             halves = self._model_input(noisy, extra, frames)
-            seen, changed = images, controls
-            if frames is not None:
-                seen = {
-                    layer: [i.select(frames, self.device) for i in keys]
-                    for layer, keys in images.items()
-                }
-                changed = controls.at(frames)
+            seen = images.at(frames, span[0], self.device)
+            changed = controls if frames is None else controls.at(frames)
+            changed = replace(changed, windows=loras.windows(controls.windows, span[0]))
             if memory is not None:
                 assert options.deep_cache is not None
                 deep = _deep_features(memory, options.deep_cache.depth, frames, span)
@@ -206,14 +203,26 @@ class Denoising:
             text, added = course.rows(guided).at(frames), {}
             if conduct is not None:
                 added = conduct(noisy, step, text, frames, span, controls.windows)
+            text = loras.text(text, halves)
             call = TrunkCall(halves, text, seen, conditions, added, told)
-            prediction = trunk(call, step, changed).to(scaled)
+            with loras.at(frames, span[0]):
+                prediction = trunk(call, step, changed).to(scaled)
             if not guided:
                 return prediction
-            scale = options.guidance_scale(frames)
+            scale = options.guidance_scale(frames, span[0])
             return guide(prediction, scale if isinstance(scale, float) else scale.to(scaled))
 
         return predict
+
+    def _picture_keys(self, group: list[Sample], request: Request, guided: bool) -> PictureKeys:
+        """What the denoiser's layers see of the pictures that are prompts."""
+        height, width = self._noise_shape(request)[-2:]
+
+        def make(prompts: Sequence[AdapterPrompt]) -> dict[torch.nn.Module, list[ImageKeys]]:
+            return image_keys(self, prompts, (height, width), len(group), guided)
+
+        waits = request.options.windows is not None
+        return PictureKeys(make, request.pictures, request.num_frames, waits)
 
     def _context(self, group: list[Sample], guided: bool, request: Request) -> PromptTrack:
         """The prompts' embeddings; every key of a timeline is encoded once."""

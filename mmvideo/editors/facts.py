@@ -9,6 +9,7 @@ from typing import Any
 from mmvideo.checkpoints.files import read_json
 from mmvideo.checkpoints.sources import is_weight_file, resolve
 from mmvideo.editors.parts import split_source
+from mmvideo.errors import WeightsError
 
 # What Stable Diffusion 1.5 has, where a config does not say.
 SAMPLE_SIZE = 64  # latent cells along a side of a picture
@@ -47,7 +48,11 @@ class Facts:
 
 
 def read_facts(model: Mapping[str, Any]) -> Facts:
-    """The facts of ``cfg.model``; reads ``config.json`` files, never weights."""
+    """The facts of ``cfg.model``; reads ``config.json`` files, never weights.
+
+    Of a part whose ``config.json`` is not here while the hub cannot be asked, it is Stable
+    Diffusion 1.5's, see ``unread``: mistakes of a call are found all the same.
+    """
     vae = _settings(model.get('vae'))
     levels = len(vae_widths(vae)) or _VAE_LEVELS
     unet = _settings(model.get('unet'))
@@ -85,7 +90,36 @@ def text_layers(model: Mapping[str, Any]) -> int | None:
     return settings.get('text_config', settings).get('num_hidden_layers', 12)
 
 
+def unread(model: Mapping[str, Any]) -> dict[str, WeightsError]:
+    """Parts of which ``read_facts`` knows no ``config.json``, and what the hub's absence says."""
+    found = {}
+    for name in ('unet', 'vae', 'motion_module'):
+        try:
+            _read(model.get(name))
+        except WeightsError as error:
+            if not _is_unreachable(error):
+                raise
+            found[name] = error
+    return found
+
+
 def _settings(part: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As ``_read``, but the config's own keys alone where the hub cannot be asked."""
+    try:
+        return _read(part)
+    except WeightsError as error:
+        if not _is_unreachable(error):
+            raise
+        return split_source(part or {})[1]
+
+
+def _is_unreachable(error: WeightsError) -> bool:
+    from mmvideo.checkpoints.hub import HubUnreachableError  # the client library is slow to import
+
+    return isinstance(error, HubUnreachableError)
+
+
+def _read(part: Mapping[str, Any] | None) -> dict[str, Any]:
     """A part's architecture: its ``config.json``, with the config's own keys over it."""
     where, keys = split_source(part or {})
     source = where.pop('from_pretrained', None)

@@ -24,13 +24,8 @@ from mmvideo.editors.request import (
     spread,
 )
 from mmvideo.errors import ConfigError, InputError
-from mmvideo.models.conditioning.i2vgen import (
-    check_cover,
-    clip_pixels,
-    frame_pixels,
-    picture_over_time,
-)
-from mmvideo.models.conditioning.image import open_rgb
+from mmvideo.models.conditioning.i2vgen import clip_pixels, frame_pixels, picture_over_time
+from mmvideo.models.conditioning.image import check_cover, open_rgb
 from mmvideo.registry import MODELS
 
 if TYPE_CHECKING:

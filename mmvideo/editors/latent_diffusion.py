@@ -17,7 +17,7 @@ from mmvideo.diffusion.objective import (
     prediction_target,
     weighted_mse,
 )
-from mmvideo.editors.adapters import Adaptable, check_adapters
+from mmvideo.editors.adapters import Adaptable
 from mmvideo.editors.course import check_course, step_count
 from mmvideo.editors.facts import read_facts, text_layers
 from mmvideo.editors.image_prompts import (
@@ -45,6 +45,7 @@ from mmvideo.editors.request import (
     check_seeds,
     check_settings,
 )
+from mmvideo.editors.strengths import check_strength
 from mmvideo.errors import ConfigError, InputError
 from mmvideo.models.conditioning.text import encode_prompts
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
@@ -125,7 +126,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
             vae=vae, text_encoder=text_encoder, unet=unet, motion_module=motion_module
         )
         weight_files(self._parts)  # a missing file is found before another is read
-        check_adapters(adapters)
+        self.check_adapters(adapters)
         # The denoiser first: most files that do not fit are its, and it needs no other library.
         unet_ = build_unet(unet, motion_module, **self._unet_options())
         self.scheduler = build_part(SCHEDULERS, scheduler)
@@ -209,7 +210,6 @@ class LatentDiffusion(Adaptable, LatentEditor):
             InputError: naming the argument, its value and what was expected.
         """
         known = cls.check_names(arguments)
-        check_adapters(model.get('adapters') or ())
         check_memory(model)
         facts = read_facts(model)
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
@@ -218,6 +218,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         chosen = {name: values.get(name) for name in ('guidance_scale', *cls._OPTIONS)}
         limits = (facts.max_frames, facts.levels, facts.deepest, facts.told_guidance)
         options = read_options(chosen, frames, *limits)
+        cls.check_adapters(model.get('adapters') or (), num_frames=frames)
+        check_strength(values.get('ip_adapter_scale'), 'ip_adapter_scale', frames)
         if values.get('prompt_embeds') is None:
             as_prompts(values.get('prompt'), num_frames=frames)
         draws = values.get('draws', 'official')
@@ -226,9 +228,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         as_prompts('' if unwanted is None else unwanted, 'negative_prompt', frames)
         check_seeds(values.get('seed'))
         size = facts.default_size
-        settings = {
-            name: values[name] for name in (*_SHARED_SETTINGS, 'strength') if name in values
-        }
+        checked = (*_SHARED_SETTINGS, 'strength', 'num_videos_per_prompt')
+        settings = {name: values[name] for name in checked if name in values}
         check_settings(
             **settings,
             num_frames=frames,

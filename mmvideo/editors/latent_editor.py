@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 
 from mmvideo.checkpoints.save import save_part, save_scheduler
@@ -19,7 +20,13 @@ from mmvideo.editors.request import Request
 from mmvideo.errors import ConfigError, InputError, nearest
 from mmvideo.models.adapters.low_rank import LowRank
 from mmvideo.models.adapters.trained_lora import FILE_NAME as LORA_FILE
-from mmvideo.models.adapters.trained_lora import add_trained_lora, read_settings, save_lora
+from mmvideo.models.adapters.trained_lora import (
+    LoRASettings,
+    add_trained_lora,
+    read_settings,
+    save_lora,
+    targeted_layers,
+)
 from mmvideo.models.conditioning.image import prepare_condition_image
 
 
@@ -114,7 +121,22 @@ class LatentEditor(Denoising, BaseModel):
         if config is None:
             return
         assert not any(parameter.requires_grad for parameter in self.parameters())
-        self.lora = add_trained_lora(self.unet, read_settings(config))
+        settings, idle = read_settings(config), self._idle_layers()
+        self.lora = add_trained_lora(self.unet, settings, idle)
+        self._tell_left_out(settings, idle)
+
+    def _idle_layers(self) -> Collection[str]:
+        """Names of the denoiser's layers that never run in this kind of model."""
+        return ()
+
+    def _tell_left_out(self, settings: LoRASettings, idle: Collection[str]) -> None:
+        left = [name for name in targeted_layers(self.unet, settings.targets) if name in idle]
+        if left:
+            print_log(
+                f'model.lora: {len(left)} targeted layers do nothing in a {type(self).__name__} '
+                f'and get no pair, such as {left[0]}.',
+                'current',
+            )
 
     def train(self, mode: bool = True) -> LatentEditor:
         """Training mode for the denoiser; the VAE stays as it is."""

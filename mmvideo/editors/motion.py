@@ -89,7 +89,8 @@ def clip_affinity(
     """
     check_choice('condition_rule', rule, RULES)
     if isinstance(motion_scale, (Mapping, Timeline)):
-        return number_timeline(motion_scale, 'motion_scale', num_frames, 0, 1).curve(num_frames)
+        affinities = number_timeline(motion_scale, 'motion_scale', num_frames, 0, 1, steps=False)
+        return affinities.curve(num_frames)
     if len(frames) > 1 and rule == 'official':
         named = isinstance(motion_scale, str)
         table = motion_table(motion_scale.removeprefix(FIT) if named else motion_scale)

@@ -5,7 +5,7 @@ Each is an argument of ``infer``, so also a key of a config's ``infer``:
 
     windows=dict(length=16, overlap=4), free_init=dict(num_iters=3), free_u=True,
     guidance_scale={0: 9.0, 8: 5.0}, motion_strength={'up': 0.5}, guidance_interval=[0.0, 0.8],
-    deep_cache=dict(interval=3, depth=2)
+    guidance_scale={'steps': {0.0: 9.0, 0.5: 5.0}}, deep_cache=dict(interval=3, depth=2)
 
 T frames.
 """
@@ -29,8 +29,9 @@ from mmvideo.diffusion.free_noise import NOISES, FreeNoise
 from mmvideo.diffusion.free_u import FreeU
 from mmvideo.diffusion.windows import FUSIONS, SCHEDULES, WindowPlan, Windows
 from mmvideo.editors.checks import check_choice, check_range, check_whole
-from mmvideo.editors.timeline import Timeline, is_keyframes, number_timeline
+from mmvideo.editors.timeline import Timeline, number_timeline
 from mmvideo.errors import InputError, nearest
+from mmvideo.models.adapters.base import is_timeline
 from mmvideo.models.unet.context import Controls
 
 # Options that every editor takes which has the trunk in it.
@@ -51,7 +52,7 @@ class Options:
 
     Attributes:
         num_frames: T.
-        guidance: scale of classifier-free guidance over the frames.
+        guidance: scale of classifier-free guidance over the frames, or over the steps.
         motion_scale: by block, factor on the temporal attention's queries.
         motion_strength: by block, factor on what motion modules add.
         guidance_interval: shares of the steps between which guidance is on.
@@ -72,18 +73,23 @@ class Options:
 
     @property
     def guided(self) -> bool:
-        """Whether any frame is guided by a second half; a scale of 1 or less is not."""
+        """Whether any frame is guided by a second half, in any step; a scale up to 1 is not."""
         return max(self.guidance.values) > 1 and not self.told_guidance
 
     def guides(self, span: tuple[float, float]) -> bool:
-        """Whether a step from one share of the sampling to another is guided: if it lies inside."""
+        """Whether a step from one share of the sampling to another is guided: if it lies inside,
+        and has a scale above 1.
+        """
+        return self.guided and self._inside(span) and max(self.guidance.at_step(span[0]).values) > 1
+
+    def _inside(self, span: tuple[float, float]) -> bool:
         first, last = self.guidance_interval
-        return self.guided and first <= span[0] and span[1] <= last
+        return first <= span[0] and span[1] <= last
 
     def check_steps(self, steps: int) -> None:
         """Raise InputError where guidance is wanted and none of ``steps`` would have it."""
         spans = ((step / steps, (step + 1) / steps) for step in range(steps))
-        if not self.guided or any(self.guides(span) for span in spans):
+        if not self.guided or any(map(self._inside, spans)):
             return
         first, last = self.guidance_interval
         low, high = math.floor(first * steps) / steps, math.ceil(last * steps) / steps
@@ -92,10 +98,14 @@ class Options:
             f'with one is [{low:g}, {high:g}].'
         )
 
-    def guidance_scale(self, frames: Tensor | None = None) -> float | Tensor:
-        """A number, or [1, 1, t, 1, 1] for some frames or all; a frame without guidance has 1."""
-        if self.guidance.constant:
-            return float(self.guidance.values[0])
+    def guidance_scale(self, frames: Tensor | None = None, share: float = 0) -> float | Tensor:
+        """A number, or [1, 1, t, 1, 1] for some frames or all; a frame without guidance has 1.
+
+        ``share`` of the steps is done.
+        """
+        guidance = self.guidance.at_step(share)
+        if guidance.constant:
+            return float(guidance.values[0])
         curve = self._guidance_curve
         return (curve if frames is None else curve[frames.cpu()]).view(1, 1, -1, 1, 1)
 
@@ -313,7 +323,7 @@ def _read_motion(value: Any, name: str, num_frames: int, levels: int) -> dict[st
     """Factors by block; a single one is for all."""
     if value is None:
         return {}
-    if not isinstance(value, Mapping) or is_keyframes(value):
+    if not isinstance(value, Mapping) or is_timeline(value):
         value = {'all': value}
     blocks = block_names(levels)
     known = ['all', 'down', 'mid', 'up', *blocks]
@@ -325,7 +335,11 @@ def _read_motion(value: Any, name: str, num_frames: int, levels: int) -> dict[st
             )
     return {
         block: number_timeline(
-            item, name if block == 'all' else f'{name}[{block!r}]', num_frames, 0, MOST_MOTION
+            item,
+            name if block == 'all' else f'{name}[{block!r}]',
+            num_frames,
+            high=MOST_MOTION,
+            steps=False,
         )
         for block, item in value.items()
     }

@@ -95,6 +95,7 @@ class PIA(AnimateDiff):
         control_scale: Any = None,
         control_start: Any = None,
         control_end: Any = None,
+        control_annotator: Any = None,
         guess_mode: bool = False,
         motion_scale: Any = 0,
         condition_frame: int | Sequence[int] = 0,

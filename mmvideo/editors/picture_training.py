@@ -72,7 +72,7 @@ class PictureTraining(LatentEditor):
 
         Of an attention to the picture's one token only the values count (``attend_to_one``), so
         its queries and keys stay frozen: they would get no gradient, and several processes would
-        wait for one.
+        wait for one. For the same reason they get no pairs of a LoRA.
         """
         super().set_trainable(patterns)
         for name, parameter in self.named_parameters():
@@ -80,11 +80,13 @@ class PictureTraining(LatentEditor):
                 raise ConfigError(
                     f'model.trainable: {name} is frozen here, use ^unet or ^image_encoder.'
                 )
-        for block in self.unet.modules():
-            if isinstance(block, SpatialBlock):
-                for layer in (block.norm2, block.attn2.to_q, block.attn2.to_k):
-                    layer.requires_grad_(False)
+        for name in self._idle_layers():
+            self.unet.get_submodule(name).requires_grad_(False)
         self._frozen_picture = not any(p.requires_grad for p in self.image_encoder.parameters())
+
+    def _idle_layers(self) -> set[str]:
+        blocks = [n for n, m in self.unet.named_modules() if isinstance(m, SpatialBlock)]
+        return {f'{n}.{part}' for n in blocks for part in ('norm2', 'attn2.to_q', 'attn2.to_k')}
 
     def train(self, mode: bool = True) -> PictureTraining:
         """Training mode for what is trained; the VAE and a frozen encoder stay as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from mmvideo.editors.timeline import Timeline, text_timeline
 from mmvideo.errors import InputError
 from mmvideo.models.conditioning.image_prompt import AdapterPrompt, ImagePrompts
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1  # what a generator of torch takes; on the CPU the last 32 bits count
 
 
 @dataclass
@@ -113,6 +114,7 @@ def check_settings(
     decode_chunk_size: int = 16,
     strength: float = 1.0,
     output_type: str = 'video',
+    num_videos_per_prompt: int = 1,
     multiple: int = 8,
     max_frames: int | None = None,
 ) -> None:
@@ -129,6 +131,7 @@ def check_settings(
         ('num_frames', num_frames),
         ('num_inference_steps', num_inference_steps),
         ('decode_chunk_size', decode_chunk_size),
+        ('num_videos_per_prompt', num_videos_per_prompt),
     ):
         check_whole(name, value, 1)
     if max_frames is not None and num_frames > max_frames:
@@ -168,17 +171,26 @@ def check_clip_skip(value: Any, layers: int | None) -> None:
 
 
 def check_seeds(seed: int | Sequence[int] | None, count: int | None = None) -> None:
-    """Seeds are integers >= 0; a list must have one for each sample."""
+    """Seeds are integers of 64 bits; a list must have one for each of ``count`` samples.
+
+    A single seed counts on from sample to sample.
+    """
     if seed is None:
         return
     seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
-    for value in seeds:
+    last = [seed + count - 1] if isinstance(seed, int) and count else []
+    for value in [*seeds, *last]:
         if value is None and count is None:
             continue  # it is drawn before it counts
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SEED:
             raise InputError(f'seed={value!r}: expected an integer from 0 to {MAX_SEED}.')
     if count is not None and isinstance(seed, (list, tuple)) and len(seeds) != count:
         raise InputError(f'{len(seeds)} seeds for {count} samples: give one seed for each, or one.')
+
+
+def draw_seed() -> int:
+    """A seed from the system's entropy; the generators of the process stay as they are."""
+    return secrets.randbelow(2**31)
 
 
 def as_prompts(prompt: Any, name: str = 'prompt', num_frames: int | None = None) -> list[Timeline]:
@@ -311,6 +323,6 @@ def make_generators(
         return list(several)
     check_seeds(seed, count)
     if seed is None:
-        seed = torch.seed() % 2**31
+        seed = draw_seed()
     seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
     return [torch.Generator().manual_seed(value) for value in seeds]

@@ -5,7 +5,6 @@ N batch, C channels, T frames, H W latent size, D width of the picture's token.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,9 @@ from torch import Tensor
 
 from mmvideo.checkpoints.save import save_part
 from mmvideo.diffusion.edm import noised
+from mmvideo.editors.adapters import Adaptable
+from mmvideo.editors.clip_noise import clip_noise, picture_noise
+from mmvideo.editors.clip_parts import check_parts, check_scheduler, upcast
 from mmvideo.editors.clip_request import (
     NUM_FRAMES,
     ClipRequest,
@@ -34,14 +36,13 @@ from mmvideo.editors.picture_training import PictureTraining
 from mmvideo.editors.preprocessor import build_preprocessor
 from mmvideo.editors.prompts import PromptTrack
 from mmvideo.editors.request import Request, Sample, check_seeds, check_size, make_samples
-from mmvideo.errors import ConfigError
 from mmvideo.models.conditioning.clip_picture import clip_input
 from mmvideo.models.conditioning.image import open_rgb
 from mmvideo.registry import MODELS, SCHEDULERS
 
 
 @MODELS.register_module()
-class StableVideoDiffusion(PictureTraining):
+class StableVideoDiffusion(Adaptable, PictureTraining):
     """A denoiser that sees the picture as a CLIP token and, with little noise, beside every frame.
 
     Args:
@@ -65,17 +66,20 @@ class StableVideoDiffusion(PictureTraining):
         predict: arguments of ``infer`` when a runner tests or validates.
         data_preprocessor: see ``VideoPreprocessor``.
         offload: weights wait in main memory, see ``mmvideo.editors.offload``.
+        adapters: configs of ``LoRA``, for the denoiser.
     """
 
     _OPTIONS = ('windows', *COMMON)
     not_taken = dict.fromkeys(
         ('prompt', 'negative_prompt'), 'takes no text; the picture alone says what is seen'
     )
+    adapter_types = ('LoRA',)
     part_registries = {
         'vae': 'MODELS',
         'image_encoder': 'MODELS',
         'unet': 'MODELS',
         'scheduler': 'SCHEDULERS',
+        'adapters': 'MODELS',
     }
 
     def __init__(
@@ -96,6 +100,7 @@ class StableVideoDiffusion(PictureTraining):
         predict: dict | None = None,
         data_preprocessor: dict | None = None,
         offload: str | None = None,
+        adapters: Sequence[dict] = (),
     ) -> None:
         super().__init__(build_preprocessor(data_preprocessor))
         check_mode(offload)
@@ -111,38 +116,25 @@ class StableVideoDiffusion(PictureTraining):
         )
         self._parts = dict(vae=vae, image_encoder=image_encoder, unet=unet)
         weight_files(self._parts)  # a missing file is found before another is read
+        self.check_adapters(adapters)
         self.scheduler = build_part(SCHEDULERS, scheduler)
-        _check_scheduler(self.scheduler.config)
+        check_scheduler(self.scheduler.config)
         unet_ = build_unet(unet)
         self.vae = build_part(MODELS, vae)
         self.image_encoder = build_part(MODELS, image_encoder)
         self.unet = unet_  # last, as its place says where its optimizer state is
-        self._check_parts()
+        check_parts(self.vae, self.image_encoder, self.unet)
         self.predict_arguments = dict(predict or {})
         check_lora(dict(lora=lora, trainable=trainable))
         self.set_trainable(trainable)
         self._train_lora(lora)
+        self._attach_adapters(adapters)
 
     # Parts ------------------------------------------------------------------------------------
 
-    def _check_parts(self) -> None:
-        unet, channels = self.unet, self.vae.config.latent_channels
-        if 'add_embedding' not in unet.embedding_names or unet.in_channels != 2 * channels:
-            raise ConfigError(
-                f'model.unet: it takes {unet.in_channels} channels and the conditions '
-                f'{list(unet.embedding_names)}: expected {2 * channels} channels and '
-                "'add_embedding', a denoiser of Stable Video Diffusion."
-            )
-        width = self.image_encoder.config.projection_dim
-        if width != unet.cross_attention_dim:
-            raise ConfigError(
-                f'model.image_encoder: projection_dim={width}, but model.unet has '
-                f'cross_attention_dim={unet.cross_attention_dim}.'
-            )
-
     def weight_files(self) -> list[Path]:
         """The files that the weights came from, for a recipe to name."""
-        return weight_files(self._parts)
+        return list(dict.fromkeys([*weight_files(self._parts), *self.adapter_files()]))
 
     def _facts(self) -> Facts:
         size = self.unet.sample_size or SAMPLE_SIZE
@@ -181,6 +173,7 @@ class StableVideoDiffusion(PictureTraining):
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[float] | None = None,
         on_step: OnStep | None = None,
+        draws: str = 'official',
         windows: dict[str, Any] | int | None = None,
         guidance_interval: Sequence[float] | None = None,
         deep_cache: dict[str, Any] | int | bool | None = None,
@@ -214,6 +207,9 @@ class StableVideoDiffusion(PictureTraining):
             sigmas: noise levels in place of the scheduler's, falling to a last 0.
             timesteps: likewise as timesteps.
             on_step: see ``AnimateDiff.infer``; the text is the pictures' token.
+            draws: how the noise on pictures is drawn: ``'official'``, for each sample from its own
+                generator; or ``'diffusers'``, once for each picture, from the one generator or the
+                first ones of a list.
             windows: for clips longer than the model's: ``dict(length=14, overlap=4)`` or a length.
             guidance_interval: see ``AnimateDiff.infer``.
             deep_cache: likewise.
@@ -236,11 +232,13 @@ class StableVideoDiffusion(PictureTraining):
             fps=fps,
             motion_bucket_id=motion_bucket_id,
             noise_aug_strength=noise_aug_strength,
+            num_videos_per_prompt=num_videos_per_prompt,
             decode_chunk_size=decode_chunk_size,
             guidance_scale=guidance_scale,
             sigmas=sigmas,
             timesteps=timesteps,
             on_step=on_step,
+            draws=draws,
             windows=windows,
             guidance_interval=guidance_interval,
             deep_cache=deep_cache,
@@ -272,7 +270,8 @@ class StableVideoDiffusion(PictureTraining):
         values = {k: p.default for k, p in known.items() if p.default is not p.empty}
         values |= arguments
         check_seeds(values['seed'])
-        read_call(values, read_facts(model))
+        request, _ = read_call(values, read_facts(model))
+        cls.check_adapters(model.get('adapters') or (), num_frames=request.num_frames)
 
     @classmethod
     def complete(cls, model: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,10 +292,10 @@ class StableVideoDiffusion(PictureTraining):
     def _infer(self, request: Request, callback: Callable | None) -> dict[str, Tensor]:
         assert isinstance(request, ClipRequest)
         strength = torch.tensor([request.noise_aug_strength])
-        for item in request.samples:
+        # The official order of random draws: the pictures' noise, then the clips'.
+        noises = picture_noise(request)
+        for item, noise in zip(request.samples, noises.split(1), strict=True):
             picture = item.extras['picture'][None]
-            # The official order of random draws: the picture's noise, then the clip's.
-            noise = torch.randn(picture.shape, generator=item.generator)
             item.extras['latent'] = self._picture_latents(picture, noise, strength)[0]
             item.extras['token'] = self._embed(picture)[0]
         return super()._infer(request, callback)
@@ -304,11 +303,10 @@ class StableVideoDiffusion(PictureTraining):
     def _groups(self, request: Request) -> list[list[Sample]]:
         return [request.samples]
 
-    def _drawn(self, item: Sample, request: Request) -> Tensor:
-        channels, *rest = self._noise_shape(request)
-        # Frame by frame, as the official code draws.
-        noise = torch.randn(rest[0], channels, *rest[1:], generator=item.generator)
-        return noise.transpose(0, 1)
+    def _draw(self, group: list[Sample], request: Request) -> Tensor:
+        if any(item.latents is not None for item in group):
+            return super()._draw(group, request)
+        return clip_noise(group, self._noise_shape(request))
 
     def _context(self, group: list[Sample], guided: bool, request: Request) -> PromptTrack:
         """The pictures' tokens [rows, 1, D]; zeros without guidance's condition."""
@@ -345,7 +343,7 @@ class StableVideoDiffusion(PictureTraining):
     def _picture_latents(self, pictures: Tensor, noise: Tensor, strength: Tensor) -> Tensor:
         """Noisy pictures as latents [N, C, H, W], the most likely, not scaled: as in training."""
         noisy = noised(pictures, noise, strength)
-        with _upcast(self.vae):
+        with upcast(self.vae):
             noisy = noisy.to(self.device, self.vae.dtype)
             return self.vae.encode(noisy).latent_dist.mode().float()
 
@@ -380,26 +378,3 @@ class StableVideoDiffusion(PictureTraining):
             config = self.image_encoder.config.to_dict()
             save_part(folder / 'image_encoder', config, self.image_encoder, dtype=dtype)
         self._save_denoiser(folder, dtype)
-
-
-def _check_scheduler(config: Any) -> None:
-    wanted = dict(prediction_type='v_prediction', timestep_type='continuous')
-    for key, value in wanted.items():
-        if config.get(key) != value:
-            raise ConfigError(
-                f'model.scheduler: {key}={config.get(key)!r}, but Stable Video Diffusion needs '
-                f'{value!r} (EulerDiscreteScheduler).'
-            )
-
-
-@contextlib.contextmanager
-def _upcast(vae: Any) -> Iterator[None]:
-    """In float32 where the VAE says that float16 overflows its encoder."""
-    needed = vae.dtype == torch.float16 and bool(vae.config.force_upcast)
-    if needed:
-        vae.float()
-    try:
-        yield
-    finally:
-        if needed:
-            vae.half()

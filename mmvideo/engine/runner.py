@@ -150,6 +150,18 @@ def trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
+def load_measured(model: nn.Module, folder: Path) -> str:
+    """Fill a model that is measured with a checkpoint's EMA copy, which exports are made of.
+
+    Returns:
+        ``'ema'``, or ``'model'`` for the trained parameters of a checkpoint without a copy.
+    """
+    tensors, _ = read_commit(folder)
+    kind = 'ema' if tensors.get('ema') else 'model'
+    load_trained(model, tensors[kind], folder)
+    return kind
+
+
 @torch.no_grad()
 def load_trained(model: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
     """Copy saved parameters into the trained ones; every name and shape must match."""

@@ -163,8 +163,12 @@ class VideoWriter:
         self._stack.callback(encoder.close)
 
 
-def check_output(path: str | Path) -> Path:
+def check_output(path: str | Path, folder_is_made: bool = True) -> Path:
     """Return ``path`` as a Path if a file can be written there; cheap, so done before all work.
+
+    Args:
+        path: of the file.
+        folder_is_made: False where its folder will be made.
 
     Raises:
         InputError: unknown suffix, a folder that is missing or cannot be written to, a name that
@@ -179,6 +183,8 @@ def check_output(path: str | Path) -> Path:
     # A series adds '_0000', a taken name '-1': leave room for both.
     if len(os.fsencode(path.name)) > NAME_LIMIT - 10:
         raise InputError(f'{path.name[:40]}...: a file name may have {NAME_LIMIT - 10} bytes.')
+    if not folder_is_made:
+        return path
     if not path.parent.is_dir():
         siblings = path.parent.parent.iterdir() if path.parent.parent.is_dir() else []
         hint = nearest(path.parent.name, [p.name for p in siblings if p.is_dir()])
@@ -188,6 +194,18 @@ def check_output(path: str | Path) -> Path:
     if path.is_dir():
         raise InputError(f'{path} is a folder; expected the name of a file.')
     return path
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'{folder}: the folder cannot be made ({error.strerror}).') from None
 
 
 def coded_size(suffix: str, height: int, width: int) -> tuple[int, int]:
@@ -214,6 +232,8 @@ def save_videos_grid(
 ) -> Path:
     """Write several videos as one grid, with the arguments that MMagic's function has.
 
+    The folder is made, as MMagic does.
+
     Args:
         videos: float [N, C, T, H, W] in [0, 1], or in [-1, 1] with ``rescale``.
         n_rows: videos in a row (so MMagic and torchvision call it), two pixels of black between.
@@ -221,6 +241,7 @@ def save_videos_grid(
     if videos.ndim != 5:
         raise InputError(f'videos must be [N, C, T, H, W], got a shape of {tuple(videos.shape)}.')
     videos = (videos + 1) / 2 if rescale else videos
+    make_folder(check_output(path, folder_is_made=False).parent)
     return write_video(path, to_frames(_grid(videos.float(), n_rows)), fps, recipe)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from mmvideo.errors import InputError
 from mmvideo.models.adapters.ip_adapter import IPAdapter
 from mmvideo.models.adapters.textual_inversion import TextualInversion
+from mmvideo.pipelines.access import asks_hub
 from mmvideo.pipelines.handles import refuse_others
 from mmvideo.pipelines.loras import Loras, as_source
 from mmvideo.registry import MODELS
@@ -22,6 +23,7 @@ class Adapters(Loras):
 
     # Textual inversion ------------------------------------------------------------------------
 
+    @asks_hub
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,
@@ -84,6 +86,7 @@ class Adapters(Loras):
 
     # IP-Adapter -------------------------------------------------------------------------------
 
+    @asks_hub
     def load_ip_adapter(
         self,
         pretrained_model_name_or_path_or_dict: Any,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmvideo.errors import InputError
+from mmvideo.pipelines.clips import Restyled, Start, all_steps, check_latents, clips_of
 from mmvideo.pipelines.text import KINDS, MotionPipeline
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -62,6 +63,7 @@ class AnimateDiffControlNetPipeline(MotionPipeline):
     """
 
     kinds: ClassVar = KINDS | {'controlnet': 'ControlNetModel'}
+    _saves_motion_adapter: ClassVar = True
 
     @property
     def controlnet(self) -> Any:
@@ -179,7 +181,7 @@ class AnimateDiffSparseControlNetPipeline(MotionPipeline):
         return self._animate(
             locals(),
             control_videos=[conditioning_frames if several else [conditioning_frames]],
-            control_frames=[list(controlnet_frame_indices)],
+            control_frames=[_frame_indices(controlnet_frame_indices)],
             control_scale=controlnet_conditioning_scale,
             guess_mode=guess_mode,
         )
@@ -188,23 +190,31 @@ class AnimateDiffSparseControlNetPipeline(MotionPipeline):
 class AnimateDiffVideoToVideoPipeline(MotionPipeline):
     """A video made anew, as much as ``strength`` says. Components: see ``MotionPipeline``."""
 
+    def _editor(self, **parts: Any) -> Any:
+        return Restyled(**parts)
+
     def _restyle(self, given: Mapping[str, Any], **changes: Any) -> Any:
-        clip = one_clip(given['video'], given['latents'])
         steps, strength = given['num_inference_steps'], given['strength']
-        if given['enforce_inference_steps']:
-            if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
-                raise InputError(f'strength={strength!r}: expected a number in (0, 1].')
+        enforced = given['enforce_inference_steps']
+        if enforced:
             # All of the asked steps are taken, of a schedule that is so much longer.
-            whole = int(steps / strength)
-            steps, strength = whole, min(1.0, (steps + 0.5) / whole)
-        return self._animate(
-            given,
-            video=clip,
-            video_length=len(clip),
-            num_inference_steps=steps,
-            strength=strength,
-            **changes,
-        )
+            steps, strength = all_steps(steps, strength, given['timesteps'], given['sigmas'])
+        changes['num_inference_steps'] = steps
+        if given['latents'] is None:
+            clips = clips_of(given['video'])
+            start = Start(clips if len(clips) > 1 else ())
+            changes |= dict(video=clips[0], video_length=len(clips[0]), strength=strength)
+        elif given['video'] is not None:
+            raise InputError('video and latents: give one of them.')
+        else:
+            check_latents(given['latents'])
+            start = Start(strength=strength, noised=not enforced)
+            changes |= dict(video_length=given['latents'].shape[2], strength=None)
+        self.editor.start = start
+        try:
+            return self._animate(given, **changes)
+        finally:
+            self.editor.start = Start()
 
     def __call__(
         self,
@@ -239,9 +249,11 @@ class AnimateDiffVideoToVideoPipeline(MotionPipeline):
         """Make videos, see ``AnimateDiffPipeline``.
 
         Args:
-            video: a clip: pictures, an array [T, H, W, 3] or tensor [T, 3, H, W] in [0, 1], or a
-                path.
+            video: a clip: pictures, an array [T, H, W, 3] or tensor [T, 3, H, W] in [0, 1], a path,
+                or ``dict(clip=path, start=0, stride=1)``; or a list of clips, one for each prompt.
             enforce_inference_steps: take ``num_inference_steps`` whatever the strength.
+            latents: [N, C, T, H, W] in place of ``video``: at the first step's level of noise, or
+                clean with ``enforce_inference_steps``, which adds noise.
             kwargs: further arguments of ``AnimateDiff.infer``.
         """
         return self._restyle(locals())
@@ -254,6 +266,8 @@ class AnimateDiffVideoToVideoControlNetPipeline(
 
     Components: see ``AnimateDiffControlNetPipeline``.
     """
+
+    _saves_motion_adapter: ClassVar = False
 
     def __call__(  # type: ignore[override]
         self,
@@ -295,27 +309,15 @@ class AnimateDiffVideoToVideoControlNetPipeline(
         return self._restyle(given, **self._controlled(given))
 
 
-def one_clip(video: Any, latents: Tensor | None) -> Any:
-    """The frames of a clip, as a list, array or tensor; also of a batch of one.
-
-    Raises:
-        InputError: no clip, or several.
-    """
-    if latents is not None:
-        raise InputError('latents: a video to start from is given as video, in pixels.')
-    if video is None:
-        raise InputError('video is missing: give the clip to start from.')
-    if isinstance(video, str):
-        from mmvideo.models.conditioning.clip import read_clip
-
-        return list(read_clip(video, None))
-    nested = isinstance(video, (list, tuple)) and len(video) > 0
-    batch = nested and (isinstance(video[0], (list, tuple)) or getattr(video[0], 'ndim', 0) == 4)
-    if batch or getattr(video, 'ndim', 0) == 5:
-        if len(video) != 1:
-            raise InputError(f'{len(video)} videos: a call takes one clip; call once for each.')
-        return video[0]
-    return list(video) if isinstance(video, tuple) else video
+def _frame_indices(value: Any) -> list[Any]:
+    """The argument ``controlnet_frame_indices``: one frame or several."""
+    if isinstance(value, (list, tuple, range)):
+        return list(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    raise InputError(
+        f'controlnet_frame_indices={value!r}: expected a frame or a list of them, such as [0].'
+    )
 
 
 def _is_batch(value: Any) -> bool:

@@ -15,16 +15,19 @@ import torch
 from torch import nn
 
 from mmvideo.errors import InputError, nearest
-from mmvideo.pipelines.calls import Bar, cpu_generators, step_function
+from mmvideo.pipelines.access import asks_hub
+from mmvideo.pipelines.calls import Bar, bar_of, cpu_generators, step_function
 from mmvideo.pipelines.features import Features
 from mmvideo.pipelines.handles import refuse_others, single_file
 from mmvideo.pipelines.loading import (
     NUMERICS,
+    SD15_SCHEDULER,
     Numerics,
     build_denoiser,
     dtype_name,
     read_components,
     read_single,
+    with_motion,
 )
 from mmvideo.pipelines.output import check_output_type, packed
 from mmvideo.pipelines.saving import save_pipeline
@@ -45,6 +48,16 @@ class _Part:
         setattr(pipeline.editor, self.name, value)
 
 
+class Owner:
+    """Whose adapters are in a denoiser; a copy of the denoiser has none and is nobody's."""
+
+    def __init__(self, editor: Any = None) -> None:
+        self.editor = editor
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Owner, ()
+
+
 class VideoPipeline(Features):
     """Components around a denoiser; see the classes of the families.
 
@@ -62,6 +75,10 @@ class VideoPipeline(Features):
     kinds: ClassVar[dict[str, str]] = {}
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ('latents',)
     in_channels: ClassVar[int | None] = None
+    #: Whether callers see latents as [N, T, C, H, W].
+    _frames_first: ClassVar[bool] = False
+    #: What no single file tells.
+    _file_scheduler: ClassVar[Mapping[str, Any]] = SD15_SCHEDULER
 
     #: Components that the editor does not hold.
     _own_parts: dict[str, Any]
@@ -73,13 +90,16 @@ class VideoPipeline(Features):
     def __init__(self, *, numerics: Numerics = 'diffusers', **components: Any) -> None:
         self._check_components(components)
         self.numerics = numerics
-        self._motion_adapter = components.get('motion_adapter')
         given = {name: value for name, value in components.items() if value is not None}
-        given['unet'] = build_denoiser(
-            given['unet'], given.get('motion_adapter'), numerics, self.in_channels
-        )
-        self._check_denoiser(given['unet'])
-        self.editor = self._make_editor(given).eval()
+        motion = given.pop('motion_adapter', None)
+        self._adapted = motion is not None
+        unet = build_denoiser(given['unet'], motion, numerics, self.in_channels)
+        self._check_denoiser(unet)
+        self.editor = self._make_editor(given | {'unet': unet}).eval()
+        before = unet.__dict__.get('_owner')
+        if before is not None and before.editor is not None:
+            self._share_adapters(before.editor)
+        unet._owner = Owner(self.editor)  # type: ignore[assignment]
         self._bar_config: dict[str, Any] = {}
         self._guidance_scale: float = 1.0
         self._num_timesteps = 0
@@ -108,6 +128,7 @@ class VideoPipeline(Features):
     # Ways to make one -------------------------------------------------------------------------
 
     @classmethod
+    @asks_hub
     def from_pretrained(
         cls: type[_Self],
         pretrained_model_name_or_path: str | Path,
@@ -141,6 +162,7 @@ class VideoPipeline(Features):
         return cls(numerics=numerics, **parts)
 
     @classmethod
+    @asks_hub
     def from_single_file(
         cls: type[_Self],
         pretrained_model_link_or_path: str | Path,
@@ -159,7 +181,8 @@ class VideoPipeline(Features):
             torch_dtype: floating type of the weights; None is float32.
             revision: branch, tag or commit on the hub.
             config: folder or hub id of a pipeline with what no file has: the tokenizer's
-                vocabulary, and its scheduler. None is Stable Diffusion 1.5.
+                vocabulary, and its scheduler. None is the family's own, such as Stable Diffusion
+                1.5's.
             numerics: see the class.
             components: in place of the file's.
         """
@@ -168,7 +191,9 @@ class VideoPipeline(Features):
         path, revision = single_file(pretrained_model_link_or_path, revision)
         return cls(
             numerics=numerics,
-            **read_single(path, cls.kinds, given, torch_dtype, revision, config),
+            **read_single(
+                path, cls.kinds, given, torch_dtype, revision, config, cls._file_scheduler
+            ),
         )
 
     @classmethod
@@ -186,24 +211,26 @@ class VideoPipeline(Features):
         made anew of the same image layers.
 
         Raises:
-            InputError: the other lacks what this one needs, such as PIA's condition.
+            InputError: the other lacks what this one needs, such as PIA's condition; or it has
+                LoRAs, and the denoiser is made anew.
         """
         given, others = cls._sorted(components)
         refuse_others('from_pipe', others, ('torch_dtype', *cls.kinds))
         ours = isinstance(pipeline, VideoPipeline)
         parts = {n: v for n, v in dict(pipeline.components).items() if n in cls.kinds}
-        if ours:
-            parts.pop('motion_adapter', None)  # it is in the denoiser
-        made = cls(
-            numerics=numerics or (pipeline.numerics if ours else 'diffusers'),
-            **{**parts, **given},
-        )
-        if ours and 'unet' not in given and 'motion_adapter' not in given:
-            made._share_adapters(pipeline)
+        numerics = numerics or (pipeline.numerics if ours else 'diffusers')
+        motion = given.get('motion_adapter')
+        if ours and motion is not None and 'unet' not in given:
+            pipeline._refuse_loras()
+            parts['unet'] = with_motion(pipeline.unet, motion, numerics, cls.in_channels)
+        made = cls(numerics=numerics, **{**parts, **given})
         return made if torch_dtype is None else made.to(torch_dtype)
 
-    def _share_adapters(self, other: Any) -> None:
-        """Have the adapters of a pipeline over the same networks; here there are none."""
+    def _share_adapters(self, editor: Any) -> None:
+        """Have the adapters of an editor of the same networks; here there are none."""
+
+    def _refuse_loras(self) -> None:
+        """Raise InputError for LoRAs that a denoiser made anew would lose."""
 
     @classmethod
     def _sorted(cls, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -294,6 +321,12 @@ class VideoPipeline(Features):
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Arguments of tqdm, such as ``disable=True``."""
         self._bar_config = kwargs
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """A bar for a loop of the caller, over an iterable or for a number of steps."""
+        if iterable is None and total is None:
+            raise InputError('progress_bar: give an iterable or total.')
+        return bar_of(self._bar_config, iterable, total)
 
     def _generate(
         self,

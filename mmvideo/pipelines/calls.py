@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmvideo.editors.checks import check_whole
 from mmvideo.editors.course import OnStep, Step
 from mmvideo.errors import InputError
 
@@ -35,12 +36,17 @@ class Bar:
             self._bar.close()
 
     def __call__(self, done: int, total: int, latents: Tensor) -> None:
-        from diffusers.utils.logging import tqdm
-
         if self._bar is None or done == 1:
             self.__exit__()
-            self._bar = tqdm(**{'total': total, **self._config})
+            self._bar = bar_of(self._config, total=total)
         self._bar.update(1)
+
+
+def bar_of(config: Mapping[str, Any], iterable: Any = None, total: int | None = None) -> Any:
+    """A bar of tqdm as diffusers shows it, over an iterable or for a number of steps."""
+    from diffusers.utils.logging import tqdm
+
+    return tqdm(**{'iterable': iterable, 'total': total, **config})
 
 
 def cpu_generators(generator: Any) -> Any:
@@ -84,23 +90,34 @@ def step_function(
     """What an editor calls after each step, for callbacks of diffusers' form.
 
     Args:
-        pipeline: handed to the callback; its ``_guidance_scale`` and ``_interrupt`` are obeyed.
+        pipeline: handed to the callback; its ``_guidance_scale`` and ``_interrupt`` are obeyed, and
+            ``_frames_first`` says how it shows latents.
         callback: ``(pipeline, index, timestep, tensors) -> tensors``.
         inputs: names of the tensors.
         legacy: see ``VideoPipeline._generate``.
+
+    Raises:
+        InputError: no function.
     """
-    older, every = legacy.get('callback'), legacy.get('callback_steps') or 1
+    older, every = legacy.get('callback'), legacy.get('callback_steps')
+    every = 1 if every is None else every
+    check_whole('callback_steps', every, 1)
+    for name, value in (('callback_on_step_end', callback), ('callback', older)):
+        if value is not None and not callable(value):
+            raise InputError(f'{name}={value!r}: expected a function or None.')
     last: dict[str, Tensor] = {}  # negative prompts are shown on when guidance has ended
 
     def on_step(step: Step) -> None:
         pipeline._num_timesteps = step.count
         if callback is not None:
-            shown = {name: _shown(step, name) for name in inputs or ()}
+            shown = {name: _shown(step, name, pipeline) for name in inputs or ()}
             last.update({name: value for name, value in shown.items() if value is not None})
             shown = {name: last.get(name) for name in shown}
             before = {name: _state(value) for name, value in shown.items()}
             returned = callback(pipeline, step.index, step.timestep, shown)
             changed = _changed(returned, shown, before)
+            if 'latents' in changed:
+                step.latents = _checked(changed['latents'], step.latents, pipeline)
             _apply(step, changed, pipeline._guidance_scale > 1)
         if older is not None and step.index % every == 0:
             older(step.index, step.timestep, step.latents)
@@ -114,10 +131,23 @@ def _state(value: Tensor | None) -> tuple[int, int]:
     return (id(value), 0 if value is None else value._version)
 
 
-def _shown(step: Step, name: str) -> Tensor | None:
+def _turned(latents: Tensor, pipeline: Any) -> Tensor:
+    """Latents [N, C, T, H, W] as a pipeline shows them, and back."""
+    return latents.transpose(1, 2) if pipeline._frames_first else latents
+
+
+def _checked(latents: Tensor, like: Tensor, pipeline: Any) -> Tensor:
+    """Latents of a callback, of the shape that it was shown, as the editor has them."""
+    found, wanted = (list(x.shape) for x in (latents, _turned(like, pipeline)))
+    if found != wanted:
+        raise InputError(f'callback_on_step_end: latents of the shape {found}, expected {wanted}.')
+    return _turned(latents, pipeline)
+
+
+def _shown(step: Step, name: str, pipeline: Any) -> Tensor | None:
     """A tensor in the shape that diffusers shows: text for every frame of every row."""
     if name == 'latents':
-        return step.latents
+        return _turned(step.latents, pipeline)
     embeds, rows = step.embeds, len(step.text.rows)
     if name == 'negative_prompt_embeds':
         return embeds[: rows // 2] if step.guided else None
@@ -149,9 +179,7 @@ def _changed(
 
 
 def _apply(step: Step, changed: Mapping[str, Tensor], guided: bool) -> None:
-    """Let what a callback changed count from the next step on."""
-    if 'latents' in changed:
-        step.latents = changed['latents']
+    """Let text and guidance that a callback changed count from the next step on."""
     ends = step.guided and not guided
     texts = {'prompt_embeds', 'negative_prompt_embeds'} & set(changed)
     if not ends and not texts:

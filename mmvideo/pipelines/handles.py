@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,20 @@ from mmvideo.checkpoints.load import dtype_of
 from mmvideo.checkpoints.motion import MotionWeights, read_motion, split_motion
 from mmvideo.checkpoints.save import save_part
 from mmvideo.checkpoints.sources import DIFFUSERS_FILES, with_variant
+from mmvideo.editors.parts import export_motion_adapter
 from mmvideo.errors import ConfigError, InputError, nearest
 from mmvideo.models.adapters.control_encoder import CLASSES
 from mmvideo.models.adapters.controlnet import ControlNet, SparseCtrl
+from mmvideo.models.unet import VideoUNet
 from mmvideo.models.unet.context import NormScope
+from mmvideo.pipelines.access import asks_hub
 
 _URL = re.compile(r'https://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/(.+)')
 # Arguments of diffusers' loaders that change how files are read there, but never what is read.
 WITHOUT_EFFECT = (
     *('low_cpu_mem_usage', 'use_safetensors', 'safety_checker', 'requires_safety_checker'),
     *('disable_mmap', 'keep_in_fp32_modules', 'load_safety_checker', 'low_cpu_mem_usage_gpu'),
+    'resume_download',
 )
 
 
@@ -37,8 +41,6 @@ def refuse_others(what: str, given: Mapping[str, Any], known: tuple[str, ...] = 
     for name in given:
         if name not in WITHOUT_EFFECT:
             hint = nearest(name, [*known, *WITHOUT_EFFECT])
-            if name in ('cache_dir', 'token', 'local_files_only', 'force_download'):
-                hint = ' The environment says it: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.'
             raise InputError(f'{what} takes no {name!r}.{hint}')
 
 
@@ -51,18 +53,52 @@ def single_file(link: str | Path, revision: str | None = None) -> tuple[str, str
 
 
 class MotionAdapter:
-    """Motion modules for a pipeline, as read from a file or folder; no network by itself.
+    """Motion modules for a pipeline; no network by itself.
 
-    Args:
-        weights: see ``read_motion``.
-        dtype: floating type that they are rounded to.
+    ``from_pretrained`` reads some; an adapter that is made by hand gets them from
+    ``load_state_dict``.
+
+    Args: those of diffusers; what tensors say themselves must agree with them.
     """
 
-    def __init__(self, weights: MotionWeights, dtype: torch.dtype | str | None = None) -> None:
-        self._weights = weights
-        self._dtype = None if dtype is None else dtype_of(dtype)
+    def __init__(
+        self,
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        motion_layers_per_block: int | Sequence[int] = 2,
+        motion_transformer_layers_per_block: int | Sequence[int] = 1,
+        motion_mid_block_layers_per_block: int = 1,
+        motion_transformer_layers_per_mid_block: int | Sequence[int] = 1,
+        motion_num_attention_heads: int | Sequence[int] = 8,
+        motion_norm_num_groups: int = 32,
+        motion_max_seq_length: int = 32,
+        use_motion_mid_block: bool = True,
+        conv_in_channels: int | None = None,
+    ) -> None:
+        self._stated = {name: value for name, value in locals().items() if name != 'self'}
+        self._weights: MotionWeights | None = None
+        self._dtype: torch.dtype | None = None
 
     @classmethod
+    def of(cls, weights: MotionWeights, dtype: torch.dtype | str | None = None) -> MotionAdapter:
+        """One with these modules.
+
+        Args:
+            weights: see ``read_motion``.
+            dtype: floating type that they are rounded to.
+        """
+        made = cls()
+        made._weights = weights
+        made._dtype = None if dtype is None else dtype_of(dtype)
+        return made
+
+    @classmethod
+    def of_denoiser(cls, unet: VideoUNet) -> MotionAdapter:
+        """The modules that are in a denoiser, as they are there: nothing is copied."""
+        config, tensors = export_motion_adapter(unet)
+        return cls.of(split_motion(tensors, config, 'unet'))
+
+    @classmethod
+    @asks_hub
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
@@ -81,7 +117,7 @@ class MotionAdapter:
         refuse_others(cls.__name__, others, ('torch_dtype', 'subfolder', 'variant', 'revision'))
         source, revision = single_file(pretrained_model_name_or_path, revision)
         weights = read_motion(source, subfolder, variant=variant, revision=revision)
-        return cls(weights, torch_dtype)
+        return cls.of(weights, torch_dtype)
 
     @classmethod
     def from_single_file(
@@ -101,30 +137,57 @@ class MotionAdapter:
     @property
     def config(self) -> dict[str, Any]:
         """As in diffusers' ``config.json``."""
-        return dict(self._weights.config)
+        return dict(self._stated if self._weights is None else self._weights.config)
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating type of the weights."""
-        return self._dtype or next(iter(self._weights.tensors.values())).dtype
+        if self._dtype is not None or self._weights is None:
+            return self._dtype or torch.float32
+        return next(iter(self._weights.tensors.values())).dtype
 
     @property
     def weights(self) -> MotionWeights:
-        """The modules in the floating type that was asked for."""
+        """The modules in the floating type that was asked for.
+
+        Raises:
+            InputError: there are none yet.
+        """
+        known = self._weights
+        if known is None:
+            raise InputError(
+                'motion_adapter has no weights: adapter.load_state_dict(tensors), or '
+                "MotionAdapter.from_pretrained('guoyww/animatediff-motion-adapter-v1-5-2')."
+            )
         if self._dtype is None:
-            return self._weights
-        kind, conv = self._dtype, self._weights.conv_in
+            return known
+        kind, conv = self._dtype, known.conv_in
         return replace(
-            self._weights,
-            tensors={name: value.to(kind) for name, value in self._weights.tensors.items()},
+            known,
+            tensors={name: value.to(kind) for name, value in known.tensors.items()},
             conv_in=None if conv is None else (conv[0].to(kind), conv[1].to(kind)),
         )
 
-    def to(self, dtype: torch.dtype | str | torch.device) -> MotionAdapter:
+    def to(self, *args: Any, dtype: torch.dtype | None = None, device: Any = None) -> MotionAdapter:
         """Set the floating type; a device is left to the pipeline."""
-        if isinstance(dtype, torch.dtype):
-            self._dtype = dtype
+        for value in (*args, dtype):
+            if isinstance(value, torch.dtype):
+                self._dtype = value
         return self
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> None:
+        """Take modules, under diffusers' names or the original ones.
+
+        Raises:
+            WeightsError: no motion modules, or others than the constructor was told of.
+            InputError: ``strict=False``.
+        """
+        if not strict:
+            raise InputError('load_state_dict: weights are taken whole; leave strict=False out.')
+        tensors = {name: value.detach().cpu() for name, value in state_dict.items()}
+        self._weights = split_motion(tensors, self._stated, 'MotionAdapter.load_state_dict')
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors under diffusers' names, with PIA's convolution."""
@@ -139,20 +202,27 @@ class MotionAdapter:
         save_part(save_directory, self.config, self.state_dict())
 
 
-def motion_of(given: Any) -> MotionAdapter:
-    """What a caller gives as ``motion_adapter``: a ``MotionAdapter`` of ours or of diffusers."""
-    if isinstance(given, MotionAdapter):
-        return given
-    if isinstance(given, (str, Path)):
-        return MotionAdapter.from_pretrained(given)
+def check_motion(given: Any) -> None:
+    """Raise InputError for what is no motion adapter."""
+    if isinstance(given, (MotionAdapter, str, Path)):
+        return
     if type(given).__name__ != 'MotionAdapter' or not hasattr(given, 'state_dict'):
         raise InputError(
             f'motion_adapter is a {type(given).__name__}: expected a MotionAdapter, such as '
             "MotionAdapter.from_pretrained('guoyww/animatediff-motion-adapter-v1-5-2')."
         )
+
+
+def motion_of(given: Any) -> MotionAdapter:
+    """What a caller gives as ``motion_adapter``: a ``MotionAdapter`` of ours or of diffusers."""
+    check_motion(given)
+    if isinstance(given, MotionAdapter):
+        return given
+    if isinstance(given, (str, Path)):
+        return MotionAdapter.from_pretrained(given)
     tensors = {name: value.detach() for name, value in given.state_dict().items()}
     stated = {k: v for k, v in dict(given.config).items() if not k.startswith('_')}
-    return MotionAdapter(split_motion(tensors, stated, 'motion_adapter'))
+    return MotionAdapter.of(split_motion(tensors, stated, 'motion_adapter'))
 
 
 def _variant_files(variant: str | None) -> tuple[str, ...]:
@@ -164,6 +234,7 @@ class _Loaded:
     """diffusers' ways to load a control network, for our own."""
 
     @classmethod
+    @asks_hub
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,

@@ -26,7 +26,7 @@ from mmvideo.editors.parts import (
 from mmvideo.errors import InputError, WeightsError, nearest
 from mmvideo.models.borrowed import SCHEDULER_NAMES
 from mmvideo.models.unet import VideoUNet, diffusers_norm_eps, unet_arguments
-from mmvideo.pipelines.handles import MotionAdapter, motion_of
+from mmvideo.pipelines.handles import MotionAdapter, check_motion, motion_of
 from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 
 # Whose arithmetic the networks have, where diffusers' differs from the code their weights were
@@ -34,7 +34,7 @@ from mmvideo.registry import MODELS, SCHEDULERS, TOKENIZERS
 Numerics = Literal['diffusers', 'official']
 NUMERICS = ('diffusers', 'official')
 STABLE_DIFFUSION = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
-# The scheduler of Stable Diffusion 1.5, which no single file tells.
+# Schedulers of the families, which no single file tells.
 SD15_SCHEDULER = dict(
     type='PNDMScheduler',
     beta_start=0.00085,
@@ -43,6 +43,19 @@ SD15_SCHEDULER = dict(
     steps_offset=1,
     skip_prk_steps=True,
     set_alpha_to_one=False,
+)
+SVD_SCHEDULER = dict(
+    type='EulerDiscreteScheduler',
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule='scaled_linear',
+    prediction_type='v_prediction',
+    timestep_type='continuous',
+    timestep_spacing='leading',
+    steps_offset=1,
+    use_karras_sigmas=True,
+    sigma_min=0.002,
+    sigma_max=700.0,
 )
 _BUILDERS = {
     'vae': MODELS,
@@ -83,11 +96,7 @@ def read_components(
     for part, kind in kinds.items():
         listed = isinstance(index.get(part), list) and index[part][0] is not None
         if part in given:
-            value = given[part]
-            own = isinstance(value, (str, Path)) and part in _BUILDERS
-            if own:
-                value = _build(part, kind, name, dict(from_pretrained=str(value)))
-            found[part] = value
+            found[part] = _given(part, kind, given[part], name)
         elif part == 'scheduler':
             found[part] = read_scheduler(index, where)
         elif part == 'unet':
@@ -99,6 +108,16 @@ def read_components(
     return found
 
 
+def _given(part: str, kind: str, value: Any, dtype: str) -> Any:
+    """A component of the caller; one that is a path or hub id is read."""
+    if not isinstance(value, (str, Path)):
+        return value
+    where = dict(from_pretrained=str(value))
+    if part == 'unet':
+        return dict(where, dtype=dtype)
+    return _build(part, kind, dtype, where) if part in _BUILDERS else value
+
+
 def read_single(
     path: str,
     kinds: Mapping[str, str],
@@ -106,30 +125,36 @@ def read_single(
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     config: str | None = None,
+    scheduler: Mapping[str, Any] = SD15_SCHEDULER,
 ) -> dict[str, Any]:
     """The components of a checkpoint in one file, but for those that are given.
 
     Args:
         path: file, here or on the hub.
         config: folder or hub id of a pipeline that has what no file has: the vocabulary of the
-            tokenizer, and the scheduler. None is Stable Diffusion 1.5.
+            tokenizer, and the scheduler. None is Stable Diffusion 1.5's vocabulary.
+        scheduler: the family's, where there is no ``config``.
     """
     name = dtype_name(dtype)
-    found = dict(given)
-    if 'tokenizer' not in given:  # first, as it is small and may have to be fetched
+    found = {part: _given(part, kinds[part], value, name) for part, value in given.items()}
+    needed = [part for part, kind in kinds.items() if part not in given and kind[-1] != '?']
+    if 'tokenizer' in needed:  # first, as it is small and may have to be fetched
         source = config or STABLE_DIFFUSION
         found['tokenizer'] = _build('tokenizer', 'CLIPTokenizer', name, {'from_pretrained': source})
-    if 'scheduler' not in given and config is not None:
+    if 'scheduler' in needed and config is not None:
         index = read_json(resolve(config, filenames=(PIPELINE,)))
         found['scheduler'] = read_scheduler(index, dict(from_pretrained=config))
-    elif 'scheduler' not in given:
-        found['scheduler'] = SCHEDULERS.build(dict(SD15_SCHEDULER))
-    for part in ('vae', 'text_encoder'):
-        if part not in given:
-            where = dict(from_pretrained=path, revision=revision)
+    elif 'scheduler' in needed:
+        found['scheduler'] = SCHEDULERS.build(dict(scheduler))
+    where = dict(from_pretrained=path, revision=revision)
+    for part in _WITH_WEIGHTS:
+        if part in needed:
             found[part] = _build(part, kinds[part], name, where)
-    if 'unet' not in given:
-        found['unet'] = dict(from_pretrained=path, revision=revision, dtype=name)
+    if 'image_encoder' in needed and 'feature_extractor' not in given:  # for who saves it
+        size = found['image_encoder'].config.image_size
+        found['feature_extractor'] = MODELS.build(dict(type='CLIPImageProcessor', image_size=size))
+    if 'unet' in needed:
+        found['unet'] = dict(where, dtype=name)
     return found
 
 
@@ -199,8 +224,11 @@ def build_denoiser(
         InputError, WeightsError: what is given does not make such a denoiser.
     """
     check_choice('numerics', numerics, NUMERICS)
+    if motion is not None:
+        check_motion(motion)
     if isinstance(unet, VideoUNet):
-        return unet if motion is None else with_motion(unet, motion, numerics, in_channels)
+        whole = motion is None or unet.max_frames is not None
+        return unet if whole else with_motion(unet, motion, numerics, in_channels)
     plan = image_blueprint(unet) if isinstance(unet, Mapping) else _blueprint_of(unet)
     return _finished(plan, motion, numerics, in_channels)
 

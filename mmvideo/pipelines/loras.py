@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmvideo.checkpoints.files import write_tensors
 from mmvideo.errors import InputError
 from mmvideo.models.adapters.lora import LoRA
+from mmvideo.pipelines.access import asks_hub
 from mmvideo.pipelines.handles import refuse_others, single_file
 from mmvideo.pipelines.scales import active_scale, by_layers, times, without_layers
 
@@ -26,6 +27,7 @@ class Loras:
 
     editor: Any
 
+    @asks_hub
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],

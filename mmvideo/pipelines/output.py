@@ -5,6 +5,7 @@ N samples, C channels, T frames, H W pixels.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mmvideo.editors.checks import check_choice
 from mmvideo.errors import InputError
 from mmvideo.media.writers import write_video
 
+_LOG = logging.getLogger(__name__)
 OUTPUT_TYPES = ('pil', 'np', 'pt', 'latent')
 
 
@@ -101,8 +103,20 @@ def export_to_video(
     video_frames: Any,
     output_video_path: str | os.PathLike[str] | None = None,
     fps: float = 10,
+    quality: float | None = 5.0,
+    bitrate: int | None = None,
+    macro_block_size: int | None = 16,
 ) -> str:
-    """Write an mp4 (H.264); see ``export_to_gif``."""
+    """Write an mp4 (H.264); see ``export_to_gif``.
+
+    Args:
+        quality: without effect, as are the next two: every file has one quality that shows no
+            loss, and a frame keeps its size (an odd edge is repeated).
+        bitrate: likewise.
+        macro_block_size: likewise.
+    """
+    if (quality, bitrate, macro_block_size) != (5.0, None, 16):
+        _LOG.info('quality, bitrate and macro_block_size have no effect: there is one quality')
     return _export(video_frames, output_video_path, 'video.mp4', fps)
 
 

@@ -50,6 +50,8 @@ def _save(pipeline: Any, name: str, value: Any, folder: Path) -> str | None:
         save_part(folder, config, _plain_state(unet))
         return config['_class_name']
     if name == 'motion_adapter':
+        if not pipeline._saves_motion_adapter:
+            return None  # its modules are in the denoiser, which is all that readers need
         config, tensors = export_motion_adapter(unet)
         save_part(folder, config, tensors)
         return 'MotionAdapter'

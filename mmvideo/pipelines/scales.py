@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from mmvideo.errors import InputError, nearest
+from mmvideo.models.adapters.base import is_timeline
 from mmvideo.models.adapters.lora import LoRA, scale_at
 
 _SIDES = {'down': 'down_blocks', 'up': 'up_blocks', 'mid': 'mid_block'}
@@ -15,20 +16,20 @@ def by_layers(weight: Any, lora: LoRA) -> Any:
     """A weight of ``set_adapters`` as a scale of ``LoRA``.
 
     Args:
-        weight: a number, or such as ``{'text_encoder': 0.5, 'unet': {'down': 0.9, 'up':
+        weight: a number, a timeline, or such as ``{'text_encoder': 0.5, 'unet': {'down': 0.9, 'up':
             {'block_0': 0.6, 'block_1': [0.4, 0.8, 1.0]}}}``.
         lora: whose layers it must have; parts that it leaves alone are skipped.
 
     Raises:
         InputError: a part or block that there is not.
     """
-    if not isinstance(weight, Mapping):
+    if not isinstance(weight, Mapping) or is_timeline(weight):
         return weight
     found: dict[str, float] = {}
     for part, value in weight.items():
         if part == 'text_encoder':
             found[part] = value
-        elif part == 'unet' and isinstance(value, Mapping):
+        elif part == 'unet' and isinstance(value, Mapping) and not is_timeline(value):
             for name, number in _blocks(value):
                 found[f'unet.{name}'] = number
         elif part == 'unet':
@@ -68,10 +69,11 @@ def _blocks(weights: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def times(scale: Any, factor: float) -> Any:
-    """A scale of a LoRA times a number."""
+    """A scale of a LoRA times a number; settings of a timeline stay."""
     if isinstance(scale, Mapping):
-        return {name: value * factor for name, value in scale.items()}
-    return scale * factor
+        return {name: times(value, factor) for name, value in scale.items()}
+    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+    return scale * factor if number else scale
 
 
 def active_scale(lora: LoRA, usual: float) -> Any:

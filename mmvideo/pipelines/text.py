@@ -17,7 +17,7 @@ from mmvideo.models.conditioning.text import chunks_needed, encode_prompts
 from mmvideo.pipelines.adapters import Adapters
 from mmvideo.pipelines.base import VideoPipeline, _Part
 from mmvideo.pipelines.features import ImageFeatures, MotionFeatures
-from mmvideo.pipelines.handles import controls_of
+from mmvideo.pipelines.handles import MotionAdapter, controls_of
 
 KINDS = {
     'vae': 'AutoencoderKL',
@@ -108,12 +108,19 @@ class TextPipeline(Adapters, ImageFeatures, VideoPipeline):
             raise InputError(f'{len(listed)} negative prompts for {count} prompts.')
         return listed * count if len(listed) == 1 else listed
 
-    def _share_adapters(self, other: Any) -> None:
-        """Have the adapters of a pipeline over the same networks."""
+    def _share_adapters(self, editor: Any) -> None:
         for name in ('_adapters', '_off', '_merged'):
-            setattr(self.editor, name, getattr(other.editor, name))
-        if other._ip_adapters():
-            self.editor.ip_adapters = other.editor.ip_adapters
+            setattr(self.editor, name, getattr(editor, name))
+        if self._ip_adapters():
+            self.editor.ip_adapters = editor.ip_adapters
+
+    def _refuse_loras(self) -> None:
+        names = [adapter.name for adapter in self._loras()]
+        if names and not self.editor.merged:
+            raise InputError(
+                f'motion_adapter: the denoiser is made anew, without the LoRAs {names}: '
+                'unload_lora_weights() first, and load them into the new pipeline.'
+            )
 
     def _call(self, given: Mapping[str, Any], **changes: Any) -> Any:
         """Call the editor with what ``__call__`` was given.
@@ -146,6 +153,8 @@ class MotionPipeline(MotionFeatures, TextPipeline):
     """
 
     kinds: ClassVar = KINDS
+    #: Whether diffusers' pipeline of that name needs its folder to have one.
+    _saves_motion_adapter: ClassVar = False
 
     def _make_editor(self, parts: dict[str, Any]) -> Any:
         names = ('image_encoder', 'feature_extractor')
@@ -180,8 +189,8 @@ class MotionPipeline(MotionFeatures, TextPipeline):
 
     @property
     def motion_adapter(self) -> Any:
-        """What was given; its modules are in the denoiser."""
-        return self._motion_adapter
+        """What was given, as it is now in the denoiser; None where that came with its modules."""
+        return MotionAdapter.of_denoiser(self.unet) if self._adapted else None
 
     def _animate(self, given: Mapping[str, Any], **changes: Any) -> Any:
         """``_call`` with the names of AnimateDiff's editor."""
@@ -200,10 +209,13 @@ class MotionPipeline(MotionFeatures, TextPipeline):
 
 
 def _largest(guidance: Any) -> Any:
-    """The largest of a scale that may change over the frames."""
+    """The largest of a scale that may change over the frames or steps."""
     if isinstance(guidance, Mapping):
-        guidance = [value for key, value in guidance.items() if str(key).isdigit()]
-    return max(guidance) if isinstance(guidance, (list, tuple)) else guidance
+        guidance = [_largest(value) for value in guidance.values()]
+    if not isinstance(guidance, (list, tuple)):
+        return guidance
+    numbers = [v for v in guidance if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return max(numbers, default=1.0)
 
 
 __all__ = ['KINDS', 'MotionPipeline', 'TextPipeline']

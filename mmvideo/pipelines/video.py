@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from mmvideo.editors.stable_video_diffusion import StableVideoDiffusion
 from mmvideo.errors import InputError
 from mmvideo.pipelines.animatediff import Generators
 from mmvideo.pipelines.base import VideoPipeline, _Part
+from mmvideo.pipelines.handles import single_file
+from mmvideo.pipelines.loading import SVD_SCHEDULER
 from mmvideo.pipelines.pia import as_pictures
 from mmvideo.pipelines.text import TextPipeline
 
@@ -26,6 +29,8 @@ class StableVideoDiffusionPipeline(VideoPipeline):
         'scheduler': 'EulerDiscreteScheduler',
         'feature_extractor': 'CLIPImageProcessor?',
     }
+    _frames_first: ClassVar = True
+    _file_scheduler: ClassVar = SVD_SCHEDULER
     image_encoder = _Part()
 
     def _make_editor(self, parts: dict[str, Any]) -> Any:
@@ -64,8 +69,12 @@ class StableVideoDiffusionPipeline(VideoPipeline):
 
         Args:
             image: a picture or several, see ``PIAPipeline``.
-            latents: noise [N, T, C, H, W], as diffusers has it here.
+            latents: noise [N, T, C, H, W], as diffusers has it here; so are those that the
+                callback sees and those of ``output_type='latent'``.
             kwargs: further arguments of ``StableVideoDiffusion.infer``, such as ``windows``.
+
+        Returns:
+            A ``VideoOutput``; with ``return_dict=False`` its ``frames``, not in a tuple.
         """
         arguments = dict(
             image=as_pictures(image),
@@ -81,6 +90,7 @@ class StableVideoDiffusionPipeline(VideoPipeline):
             noise_aug_strength=noise_aug_strength,
             num_videos_per_prompt=num_videos_per_prompt,
             latents=None if latents is None else latents.transpose(1, 2),
+            draws='diffusers',
         )
         if decode_chunk_size is not None:
             arguments['decode_chunk_size'] = decode_chunk_size
@@ -95,7 +105,7 @@ class StableVideoDiffusionPipeline(VideoPipeline):
         )
         if output_type == 'latent':
             result.frames = result.frames.transpose(1, 2)
-        return result if return_dict else result.to_tuple()
+        return result if return_dict else result.frames
 
 
 class I2VGenXLPipeline(TextPipeline):
@@ -117,6 +127,18 @@ class I2VGenXLPipeline(TextPipeline):
         self._own_parts = {}
         return I2VGenXL(**parts)
 
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | Path, **arguments: Any
+    ) -> I2VGenXLPipeline:
+        """Raise InputError: the family's file holds one component of seven."""
+        file, _ = single_file(pretrained_model_link_or_path)
+        raise InputError(
+            f'{cls.__name__}: a file of I2VGen-XL holds the network alone. Read the other parts '
+            f"from a pipeline's folder or hub id: {cls.__name__}.from_pretrained("
+            f"'ali-vilab/i2vgen-xl', unet={file!r}); tools/convert.py makes the file a folder."
+        )
+
     def __call__(
         self,
         prompt: Any = None,
@@ -130,7 +152,7 @@ class I2VGenXLPipeline(TextPipeline):
         negative_prompt: Any = None,
         eta: float = 0.0,
         num_videos_per_prompt: int = 1,
-        decode_chunk_size: int = 1,
+        decode_chunk_size: int | None = 1,
         generator: Generators = None,
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
@@ -147,6 +169,7 @@ class I2VGenXLPipeline(TextPipeline):
 
         Args:
             image: a picture or several, see ``PIAPipeline``.
+            decode_chunk_size: frames that the VAE decodes at once; None is all.
             kwargs: further arguments of ``I2VGenXL.infer``.
         """
         if image is None:
@@ -158,4 +181,5 @@ class I2VGenXLPipeline(TextPipeline):
             target_fps=target_fps,
             height=height,
             width=width,
+            decode_chunk_size=num_frames if decode_chunk_size is None else decode_chunk_size,
         )

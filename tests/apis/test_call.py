@@ -76,9 +76,18 @@ def test_seeds_are_drawn_counted_and_checked() -> None:
     jobs = make_jobs({'prompt': 'a', 'seed': 7, 'num_videos_per_prompt': 3})
     assert [j.arguments['seed'] for j in jobs] == [7, 8, 9]
     assert {j.arguments['num_videos_per_prompt'] for j in jobs} == {1}
-    for bad in (-1, 2**63, 1.5, 'a', True, [1, 1], []):
+    for bad in (-1, 2**64, 1.5, 'a', True, [1, 1], []):
         with pytest.raises(InputError, match='seed'):
             make_jobs({'prompt': 'a', 'seed': bad})
+
+
+def test_seeds_have_64_bits() -> None:
+    last = 2**64 - 1
+    assert make_jobs({'prompt': 'a', 'seed': last})[0].arguments['seed'] == last
+    jobs = make_jobs({'prompt': 'a', 'seed': last - 1, 'num_videos_per_prompt': 2})
+    assert [job.arguments['seed'] for job in jobs] == [last - 1, last]
+    with pytest.raises(InputError, match=f'seed={2**64}: expected an integer from 0 to {last}'):
+        make_jobs({'prompt': 'a', 'seed': last, 'num_videos_per_prompt': 2})
 
 
 def test_default_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,13 +96,18 @@ def test_default_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     [targets] = choose_targets(None, 'name', infer, [''], single=False)
     assert [str(t.path) for t in targets] == ['outputs/name.mp4', 'outputs/name.gif']
     assert not any(t.overwrite for t in targets)
+    assert not Path('outputs').exists()  # nothing is written yet
+    targets[0].make_folder()
     Path('outputs/name.gif').touch()
     [targets] = choose_targets(None, 'name', infer, [''], single=False)
     assert [t.path.name for t in targets] == ['name-1.mp4', 'name-1.gif']
     [[target]] = choose_targets(None, 'name', infer, [''], single=True)
     assert str(target.path) == 'outputs/name.png'
     [[target]] = choose_targets(None, 'name', {'out': 'deep/er/x.webp'}, [''], single=False)
-    assert str(target.path) == 'deep/er/x.webp' and Path('deep/er').is_dir()
+    assert str(target.path) == 'deep/er/x.webp' and not Path('deep').exists()
+    Path('text').touch()
+    with pytest.raises(InputError, match='text/er: the folder cannot be made, text is no folder'):
+        choose_targets(None, 'name', {'out': 'text/er/x.webp'}, [''], single=False)
 
 
 def test_named_targets(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -89,6 +90,25 @@ def test_a_recipe_holds_what_was_seen(folder: Path) -> None:
     assert torch.equal(again['samples'], made['samples'])
     other = fixed(VideoInferencer(out))(False, progress=False, control_scale=0)
     assert not torch.equal(other['samples'], made['samples'])
+
+
+def test_an_annotator_is_in_the_recipe(folder: Path) -> None:
+    """Footage with it is what its edges are without, also when the video is made again."""
+    footage = np.kron(frames(2), np.ones((1, 2, 2, 1), np.uint8))
+    edges = [cv2.Canny(frame, 50, 150)[:, :, None].repeat(3, 2) for frame in footage]
+    shared = dict(progress=False, height=32, width=32, image=frames(3)[0])
+    first = fixed(VideoInferencer(folder / 'tiny.py', controls=[control(folder)]))
+    plain = first(False, **shared, control_videos=[np.stack(edges)])['samples']
+    settings = dict(type='canny', low=50, high=150)
+    seen = dict(control_videos=[footage], control_annotator=settings)
+    made = first(folder / 'a.mp4', **shared, **seen)['samples']
+    assert torch.equal(made, plain)
+    assert not torch.equal(made, first(False, **shared, control_videos=[footage])['samples'])
+    assert read_recipe(folder / 'a.mp4')['arguments']['control_annotator'] == settings
+    again = fixed(VideoInferencer(folder / 'a.mp4'))(False, progress=False)['samples']
+    assert torch.equal(again, made)
+    with pytest.raises(InputError, match="control_annotator='cany'.*Did you mean 'canny'"):
+        first(False, control_videos=[footage], **shared, control_annotator='cany')
 
 
 def test_an_inversion_is_in_the_recipe(folder: Path) -> None:

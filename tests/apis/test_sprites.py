@@ -12,7 +12,9 @@ from mmvideo.apis import sprites
 from mmvideo.checkpoints.files import sha256, write_tensors
 from mmvideo.config import load_config, parse_cfg_options
 from mmvideo.errors import InputError, UserError
+from mmvideo.shipped import shipped_path
 
+MOST_BYTES = 32_000_000  # of all weights in the package
 Told = dict[str, tuple[Path, list[str]]]
 
 
@@ -82,3 +84,13 @@ def test_a_stage_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sprites, 'ROOT', tmp_path)  # where there is no tools/train.py
     with pytest.raises(UserError, match=r'train_x\.py failed with exit code 2'):
         sprites._run(Path('train_x.py'), tmp_path / 'x', [])
+
+
+def test_the_weights_in_the_package_are_those_of_its_manifest() -> None:
+    folder = shipped_path('package://sprites')
+    manifest = json.loads((folder / sprites.MANIFEST).read_text(encoding='utf-8'))
+    named = {k: v for stage in manifest['stages'].values() for k, v in stage['files'].items()}
+    weights = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*.safetensors')}
+    assert set(named) == set(weights)
+    assert {name: sha256(path) for name, path in weights.items()} == named
+    assert sum(path.stat().st_size for path in weights.values()) <= MOST_BYTES

@@ -269,6 +269,17 @@ def test_grid_of_one_is_the_video(tmp_path: Path) -> None:
     assert decode(path).shape == (1, 8, 8, 3)
 
 
+def test_the_folder_of_a_grid_is_made(tmp_path: Path) -> None:
+    video = torch.zeros(1, 3, 1, 8, 8)
+    assert save_videos_grid(video, tmp_path / 'deep' / 'er' / 'g.png').is_file()
+    with pytest.raises(InputError, match='cannot write'):
+        save_videos_grid(video, tmp_path / 'other' / 'g.avi')
+    assert not (tmp_path / 'other').exists()
+    (tmp_path / 'text').touch()
+    with pytest.raises(InputError, match='the folder cannot be made'):
+        save_videos_grid(video, tmp_path / 'text' / 'g.png')
+
+
 def test_grey_becomes_rgb() -> None:
     assert to_frames(torch.rand(1, 2, 4, 4)).shape == (2, 4, 4, 3)
 

@@ -323,35 +323,6 @@ def test_a_pipeline_and_a_single_file_are_each_others_inverse(tmp_path):
     UNet2DConditionModel.from_pretrained(tmp_path / 'again')
 
 
-def test_svd_and_i2vgen_xl_go_there_and_back(tmp_path):
-    from mmvideo.checkpoints.layouts import i2vgen_xl, svd
-    from mmvideo.models.unet import VideoUNet, unet_arguments
-
-    kinds = {
-        'svd': ({'_class_name': 'UNetSpatioTemporalConditionModel', 'num_attention_heads': 1},
-                lambda state: svd.diffusers_to_svd({'unet': state})),
-        'i2vgen_xl': ({'_class_name': 'I2VGenXLUNet', 'attention_head_dim': 4},
-                      i2vgen_xl.UNET.to_theirs),
-    }  # fmt: skip
-    for family, (config, to_theirs) in kinds.items():
-        widths = {'block_out_channels': (32, 32, 32, 32), 'cross_attention_dim': 8}
-        state = VideoUNet(**unet_arguments({**config, **widths})).state_dict()
-        original = to_theirs(state)
-        source = write_tensors(tmp_path / f'{family}.safetensors', original)
-        done = convert(source, tmp_path / family)
-        assert done.translation.family == family
-        same(read_tensors(done.paths[0]), state)
-        assert read_json(tmp_path / family / 'config.json')['_class_name'] == config['_class_name']
-        if family == 'svd':  # a pipeline of its parts
-            (tmp_path / 'pipe').mkdir()
-            (tmp_path / family).rename(tmp_path / 'pipe' / 'unet')
-            index = {'unet': ['diffusers', config['_class_name']]}
-            (tmp_path / 'pipe' / 'model_index.json').write_text(json.dumps(index))
-        goal = tmp_path / f'{family}-back.safetensors'
-        convert(tmp_path / ('pipe' if family == 'svd' else family), goal, 'original')
-        same(read_tensors(goal), original)
-
-
 def test_dtype_header_and_refusals(tmp_path):
     source = saved(tmp_path / 'mm.ckpt', public.filled(public.motion(public.TINY, 32, pia=True)))
     done = convert(source, tmp_path / 'adapter', dtype='float16')

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from mmvideo.checkpoints.files import write_tensors
+from mmvideo.apis.convert import convert
+from mmvideo.checkpoints.files import read_json, read_tensors, write_tensors
 from mmvideo.checkpoints.layouts import i2vgen_xl, recognise, svd
 from mmvideo.checkpoints.save import save_part
 from mmvideo.checkpoints.single_file import read_single_file
@@ -223,3 +226,37 @@ def test_a_folder_is_read_and_written(svd_parts, tmp_path):
     save_part(tmp_path / 'second', exported, model)
     again = UNetSpatioTemporalConditionModel.from_pretrained(tmp_path / 'second')
     assert_same(again.state_dict(), svd_parts['unet'])
+
+
+@pytest.mark.parametrize('family', ['svd', 'i2vgen_xl'])
+def test_networks_and_their_pipelines_are_converted(tmp_path, family):
+    name = family.removesuffix('_xl')
+    state = unet(name, (32, 32, 32, 32), 'cpu')
+    if family == 'svd':
+        original = svd.diffusers_to_svd({'unet': state})
+    else:
+        original = i2vgen_xl.UNET.to_theirs(state)
+    done = convert(write_tensors(tmp_path / 'a.safetensors', original), tmp_path / 'a')
+    assert done.translation.family == family
+    assert_same(read_tensors(done.paths[0]), state)
+    assert read_json(tmp_path / 'a' / 'config.json')['_class_name'] == UNETS[name]
+    if family == 'i2vgen_xl':  # its original file is the network alone
+        convert(tmp_path / 'a', tmp_path / 'alone.safetensors', 'original')
+        assert_same(read_tensors(tmp_path / 'alone.safetensors'), original)
+    whole = pipeline_around(tmp_path / 'a', UNETS[name])
+    back = convert(whole, tmp_path / 'back.safetensors', 'original').translation
+    assert_same(read_tensors(tmp_path / 'back.safetensors'), original)
+    assert back.family == family
+    assert back.notes == ('left out, as the file has no place for them: text_encoder',)
+
+
+def pipeline_around(network, kind):
+    """A pipeline's folder of a network and of a part that no original file has."""
+    whole = network.with_name(f'{network.name}-pipeline')
+    (whole / 'text_encoder').mkdir(parents=True)
+    network.rename(whole / 'unet')
+    write_tensors(whole / 'text_encoder' / 'model.safetensors', {'a': torch.zeros(1)})
+    (whole / 'text_encoder' / 'config.json').write_text('{}')
+    index = {'unet': ['diffusers', kind], 'text_encoder': ['transformers', 'CLIPTextModel']}
+    (whole / 'model_index.json').write_text(json.dumps(index))
+    return whole

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine import Config
+from torch import Tensor
 
 from mmvideo.registry import MODELS
 
@@ -56,3 +57,18 @@ def animatediff(build: Callable) -> Any:
 @pytest.fixture(scope='module')
 def pia(build: Callable) -> Any:
     return build('PIA')
+
+
+@pytest.fixture
+def calls(animatediff: Any, pia: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Inputs of every call of the denoisers."""
+    seen: list[dict] = []
+    for editor in (animatediff, pia):
+        forward = editor.unet.forward
+
+        def spy(sample: Tensor, step: Tensor, text: Tensor, _forward: Any = forward, **more: Any):
+            seen.append(dict(sample=sample.clone(), step=float(step), text=text, **more))
+            return _forward(sample, step, text, **more)
+
+        monkeypatch.setattr(editor.unet, 'forward', spy)
+    return seen

@@ -1,4 +1,4 @@
-"""Windows, FreeInit, FreeU, FreeNoise and changing arguments through ``infer``."""
+"""Windows, FreeU, FreeNoise and changing arguments through ``infer``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmvideo.diffusion.free_init import FreeInit
 from mmvideo.diffusion.windows import SCHEDULES
 from mmvideo.editors.motion import clip_affinity
 from mmvideo.errors import InputError
+from mmvideo.models.conditioning.text import encode_prompts
 from mmvideo.registry import MODELS
 
 PROMPTS = ['a red fish', 'a blue car']
@@ -31,21 +31,6 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 def picture(seed: int = 1) -> Tensor:
     return torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture
-def calls(animatediff: Any, pia: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """Inputs of every call of the denoisers."""
-    seen: list[dict] = []
-    for editor in (animatediff, pia):
-        forward = editor.unet.forward
-
-        def spy(sample: Tensor, step: Tensor, text: Tensor, _forward: Any = forward, **more: Any):
-            seen.append(dict(sample=sample.clone(), step=float(step), text=text, **more))
-            return _forward(sample, step, text, **more)
-
-        monkeypatch.setattr(editor.unet, 'forward', spy)
-    return seen
 
 
 # --- windows --------------------------------------------------------------------------------------
@@ -138,78 +123,6 @@ def test_latents_are_decoded_in_a_stream(animatediff: Any, monkeypatch: pytest.M
         make(animatediff, 'a car', output_type='latents')
 
 
-# --- FreeInit -------------------------------------------------------------------------------------
-
-
-def test_one_round_of_free_init_is_plain(animatediff: Any) -> None:
-    plain = make(animatediff, PROMPTS)
-    assert torch.equal(plain, make(animatediff, PROMPTS, free_init=dict(num_iters=1)))
-    assert distance(plain, make(animatediff, PROMPTS, free_init=dict(num_iters=2))) > 1e-3
-
-
-def test_free_init_keeps_the_strength(pia: Any, calls: list) -> None:
-    """Public pipelines start from the whole schedule again, or apply the strength twice."""
-    shared = dict(image=picture(), strength=0.5, num_inference_steps=4, guidance_scale=1.0)
-    make(pia, 'a car', **shared)
-    plain = [call['step'] for call in calls]
-    calls.clear()
-    make(pia, 'a car', **shared, free_init=dict(num_iters=3))
-    assert len(plain) == 2 and [call['step'] for call in calls] == plain * 3
-
-
-def test_the_filter_is_built_once(animatediff: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[tuple] = []
-    low_pass = FreeInit.low_pass
-
-    def spy(self: FreeInit, *size: int) -> Tensor:
-        built.append(size)
-        return low_pass(self, *size)
-
-    monkeypatch.setattr(FreeInit, 'low_pass', spy)
-    make(animatediff, 'a car', free_init=dict(num_iters=4))
-    assert built == [(4, 8, 8)]
-
-
-def test_fast_rounds_keep_a_step(pia: Any, calls: list) -> None:
-    make(pia, 'a car', image=picture(), strength=0.3, num_inference_steps=4, guidance_scale=1.0,
-         free_init=dict(num_iters=4, use_fast_sampling=True))  # fmt: skip
-    assert len(calls) == 4
-
-
-def test_free_init_with_strength_restarts_from_the_picture(pia: Any) -> None:
-    """With filters that keep nothing, a round is a plain sampling from the next noise."""
-    nothing = dict(num_iters=2, spatial_stop_frequency=0)
-    shared = dict(image=picture(), strength=0.5, num_inference_steps=4)
-    twice = make(pia, 'a car', **shared, free_init=nothing)
-    # The order of draws: the clip's noise, the sample of the picture's latent, the next noise.
-    generator = torch.Generator().manual_seed(0)
-    torch.randn(4, 4, 8, 8, generator=generator)
-    before_picture = torch.Generator()
-    before_picture.set_state(generator.get_state())
-    torch.randn(1, 4, 8, 8, generator=generator)
-    latents = torch.randn(1, 4, 4, 8, 8, generator=generator)
-    once = make(pia, 'a car', **shared, latents=latents, generator=before_picture)
-    assert distance(twice, once) <= 1e-5
-
-
-@pytest.mark.parametrize('sampler', ['EulerDiscreteScheduler', 'DPMSolverMultistepScheduler'])
-def test_free_init_in_the_scale_of_each_sampler(build: Callable, sampler: str) -> None:
-    """Euler's clips start at another scale; a public pipeline asks it for a step it has not."""
-    scheduler = dict(type=sampler, beta_start=0.00085, beta_end=0.012, beta_schedule='linear')
-    editor = build('AnimateDiff', scheduler=scheduler)
-    states: list[Tensor] = []
-    make(editor, 'a car', free_init=dict(num_iters=2), callback=lambda *s: states.append(s))
-    assert [(step, total) for step, total, _ in states] == [(i, 4) for i in (1, 2, 3, 4)]
-    first, second = states[0][2].std(), states[2][2].std()
-    assert 0.3 <= float(second / first) <= 3
-
-
-def test_free_init_over_windows(animatediff: Any) -> None:
-    settings = dict(video_length=12, free_init=dict(num_iters=2))
-    result = make(animatediff, 'a car', **settings, windows=dict(length=8, overlap=4))
-    assert result.shape[2] == 12 and result.isfinite().all()
-
-
 # --- FreeU and FreeNoise --------------------------------------------------------------------------
 
 
@@ -240,6 +153,26 @@ def test_free_noise_takes_batches_generators_and_prompts_that_change(animatediff
     alone = make(animatediff, prompts[0], **settings | dict(seed=3))
     assert distance(together[:1], alone) <= 1e-5
     assert distance(together[1:], make(animatediff, 'a car', **settings | dict(seed=4))) <= 1e-5
+
+
+def test_free_noise_takes_embeddings(animatediff: Any) -> None:
+    """A public pipeline drops them, and fails or shows something else."""
+    settings = dict(video_length=12, free_noise=dict(context_length=8, context_stride=4))
+    spoken = {
+        text: encode_prompts(animatediff.tokenizer, animatediff.text_encoder, [text], 1).detach()
+        for text in ('a red fish', 'a car', '')
+    }
+    given = dict(negative_prompt_embeds=spoken[''], **settings)
+    red, car = (
+        make(animatediff, prompt_embeds=spoken[text], **given) for text in ('a red fish', 'a car')
+    )
+    assert distance(red, car) > 1e-3
+    assert distance(red, make(animatediff, 'a red fish', **settings)) <= 1e-5
+    each = spoken['a red fish'][:, None].repeat(1, 12, 1, 1)
+    each[:, 6:] = spoken['a car']
+    changing = make(animatediff, prompt_embeds=each, **given)
+    keys = {0: 'a red fish', 6: 'a car', 'interpolation': 'step'}
+    assert distance(changing, make(animatediff, keys, **settings)) <= 1e-5
 
 
 def test_free_noise_leaves_nothing_behind(pia: Any) -> None:

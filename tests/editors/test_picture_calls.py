@@ -84,6 +84,33 @@ def test_pictures_that_cannot_be_animated_are_refused(
     assert time.process_time() - start < LIMIT
 
 
+# Of the published size, where nothing but numbers is read.
+LEVELS = (8, 8, 8, 8)
+FULL = {
+    'svd': dict(
+        vae=dict(type='AutoencoderKLTemporalDecoder', block_out_channels=LEVELS),
+        unet=dict(type='VideoUNet', sample_size=96, block_out_channels=LEVELS, num_frames=14),
+    ),
+    'i2vgen': dict(
+        vae=dict(type='AutoencoderKL', block_out_channels=LEVELS),
+        unet=dict(type='VideoUNet', sample_size=32, block_out_channels=LEVELS),
+    ),
+}
+
+
+@pytest.mark.parametrize('family', FULL)
+@pytest.mark.parametrize('size', [(10000, 8), (8, 10000)])
+def test_a_hair_is_not_made_huge_before_it_is_cut(family: str, size: tuple[int, int]) -> None:
+    kind, _, usual = FAMILIES[family]
+    hair, call = Image.new('RGB', size), {**usual, 'height': 576, 'width': 1024}
+    start = time.process_time()
+    message = f'image is {size[0]}x{size[1]} px, too narrow: to cover 1024x.* Crop it first'
+    with pytest.raises(InputError, match=message):
+        kind.check(FULL[family], dict(call, image=hair))
+    assert time.process_time() - start < LIMIT
+    kind.check(FULL[family], dict(call, image=Image.new('RGB', (1920, 1080))))
+
+
 SVD = [
     (dict(video_length=0), 'num_frames=0'),
     (dict(decode_chunk_size=0), 'decode_chunk_size=0'),
@@ -92,6 +119,7 @@ SVD = [
     (dict(negative_prompt='blurry'), 'takes no text'),
     (dict(motion_bucket_id=300), 'motion_bucket_id=300'),
     (dict(width=30.5), 'width=30.5'),
+    (dict(num_videos_per_prompt=0), 'num_videos_per_prompt=0'),
 ]
 I2VGEN = [
     (dict(video_length=0), 'num_frames=0'),
@@ -101,6 +129,7 @@ I2VGEN = [
     (dict(prompt=None), 'prompt'),
     (dict(clip_skip=9), 'clip_skip=9'),
     (dict(height=0), 'height=0'),
+    (dict(num_videos_per_prompt=0), 'num_videos_per_prompt=0'),
 ]
 
 

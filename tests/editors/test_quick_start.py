@@ -1,7 +1,8 @@
 """MMagic's way of running AnimateDiff, with this package in the place of that one.
 
-A project that moves here changes the names of the packages and of the config; the calls, their
-arguments, the result's key and what is written stay the same.
+A project that moves here changes the names of the packages, of the config, and the two lines that
+read what only MMagic's config has (configs/animatediff/README.md); the calls, their arguments, the
+result's key and what is written stay the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
-import os
+from pathlib import Path
 import torch
 from mmengine import Config
 
@@ -31,16 +32,16 @@ cfg = Config.fromfile('tiny.py')
 animatediff = MODELS.build(cfg.model).to('cpu')
 prompts = ['best quality, a red fish, upper body, dress,', 'a blue car / in the city']
 negative_prompts = ['', 'badhandv4,easynegative, bad-artist']
-random_seeds = [16931037867122267877 % 2**63, 8893659]
+random_seeds = [16931037867122267877, 8893659]
+savedir = f'samples/{Path(cfg.filename).stem}'
 samples = []
-os.makedirs('samples/tiny/sample')
 for index, (prompt, n_prompt, seed) in enumerate(zip(prompts, negative_prompts, random_seeds)):
     output_dict = animatediff.infer(
         prompt, negative_prompt=n_prompt, video_length=4, height=16, width=24, seed=seed,
         num_inference_steps=2)
     sample = output_dict['samples']
     prompt = '-'.join((prompt.replace('/', '').split(' ')[:10]))
-    save_videos_grid(sample, f'samples/tiny/sample/{index}-{prompt}.gif')
+    save_videos_grid(sample, f'{savedir}/sample/{index}-{prompt}.gif')
     samples.append(sample)
 samples = torch.concat(samples)
 save_videos_grid(samples, 'samples/tiny/sample.gif', n_rows=4)

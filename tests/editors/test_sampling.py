@@ -170,6 +170,23 @@ def test_the_global_generator_is_neither_read_nor_moved(animatediff: Any) -> Non
     assert torch.equal(first, make(animatediff, 'a car', seed=0))
 
 
+def test_without_a_seed_the_global_generator_is_not_seeded_anew(animatediff: Any) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    make(animatediff, 'a car')
+    assert torch.initial_seed() == 1 and torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeds_have_64_bits(animatediff: Any) -> None:
+    last = 2**64 - 1
+    by_list = make(animatediff, PROMPTS[:2], seed=[last - 1, last])
+    assert torch.equal(make(animatediff, PROMPTS[:2], seed=last - 1), by_list)
+    assert distance(by_list[:1], make(animatediff, PROMPTS[0], seed=0)) > 1e-4
+    for seed in (last, 2**64):
+        with pytest.raises(InputError, match=f'seed={2**64}: expected an integer from 0 to {last}'):
+            make(animatediff, PROMPTS[:2], seed=seed)
+
+
 def test_given_latents_are_the_noise(animatediff: Any) -> None:
     noise = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(12))
     samples = make(animatediff, PROMPTS[:2], latents=noise)

@@ -77,6 +77,8 @@ def frames(editor: Any, **arguments: Any) -> Tensor:
         (dict(image=torch.rand(3, 2, 900)), 'image is 900x2 px, too narrow'),
         (dict(image=[picture(), picture(16, 32)]), 'clips of several sizes'),
         (dict(seed=-1), 'seed=-1'),
+        (dict(num_videos_per_prompt=0), 'num_videos_per_prompt=0: expected an integer >= 1'),
+        (dict(draws='diffuser'), "draws='diffuser'.*Did you mean 'diffusers'"),
         (dict(output_type='pil'), "output_type='pil'"),
         (dict(windows=dict(length=0)), 'windows.length=0'),
         (dict(prompt='a fish'), "prompt='a fish': StableVideoDiffusion takes no text"),
@@ -200,6 +202,20 @@ def test_given_noise_replaces_the_drawn(editor: Any) -> None:
     torch.randn(1, 3, 16, 16, generator=generator)  # the picture's
     noise = torch.randn(3, 4, 8, 8, generator=generator).transpose(0, 1)[None]
     assert torch.equal(frames(editor, latents=noise), frames(editor))
+
+
+def test_the_order_of_diffusers_shares_a_picture_s_noise(editor: Any) -> None:
+    seen: list[Tensor] = []
+    real = editor._picture_latents
+    editor._picture_latents = lambda *given: seen.append(given[1]) or real(*given)
+    call = dict(image=[picture(), picture(seed=1)], num_videos_per_prompt=2, seed=[1, 2, 3, 4])
+    frames(editor, **call)
+    frames(editor, **call, draws='diffusers')
+    del editor._picture_latents
+    seeds = [torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(s))
+             for s in (1, 2, 3, 4)]  # fmt: skip
+    for noise, index in zip(seen, [0, 1, 2, 3, 0, 0, 1, 1], strict=True):
+        assert torch.equal(noise, seeds[index])
 
 
 def test_the_chunk_of_decoding_does_not_matter(editor: Any) -> None:

@@ -57,6 +57,46 @@ def test_forms_of_a_number() -> None:
     assert number_timeline({0: 7.3, 3: 7.3}, 'x', 4).constant
 
 
+def test_steps() -> None:
+    timeline = number_timeline({'steps': {0.0: 9, 0.5: 5}}, 'x', 4)
+    assert [timeline.at_step(s) for s in (0, 0.25, 0.5, 1)] == [
+        Timeline((0,), (value,)) for value in (9.0, 7.0, 5.0, 5.0)
+    ]
+    assert timeline == number_timeline({'steps': {'0.5': 5, '0.0': 9}}, 'x', None)  # as in a recipe
+    assert timeline == number_timeline(timeline, 'x', 4)
+    jump = number_timeline({'steps': {0.2: 9.0, 0.5: 5.0, 'interpolation': 'step'}}, 'x', 4)
+    shares = (0, 0.49, 0.5, 1 - 0.5, 0.1 + 0.2 + 0.2)
+    assert [jump.at_step(s).values[0] for s in shares] == [9.0, 9.0, 5.0, 5.0, 5.0]
+    over_frames = number_timeline({0: 1, 2: 2}, 'x', 4)
+    assert over_frames.at_step(0.5) is over_frames
+
+
+@pytest.mark.parametrize(
+    ('value', 'words'),
+    [
+        ({'steps': {1.5: 1.0}}, r"x\['steps'\]: the key 1.5 is no share.*0 to 1.*The nearest is 1"),
+        ({'steps': {-1: 1.0}}, 'The nearest is 0'),
+        ({'steps': {float('nan'): 1.0}}, 'the key nan is no share of the steps'),
+        ({'steps': {True: 1.0}}, 'the key True is no share of the steps'),
+        ({'steps': {'late': 1.0}}, "the key 'late' is no share of the steps"),
+        ({'steps': {0.0: 1.0, 'loop': True}}, "the key 'loop' is no share of the steps"),
+        ({'steps': {0.0: 1.0, '0': 1.0}}, 'share of the steps 0.0 appears twice'),
+        ({'steps': {0.0: 11}}, r"x\['steps'\]\[0.0\]=11: expected a number in \[0, 10\]"),
+        ({'steps': {0.0: 1, 'interpolation': 'stepp'}}, "Did you mean 'step'"),
+        ({'steps': {}}, 'no keyframes'),
+        ({'steps': [1.0, 2.0]}, 'expected numbers by shares of the steps'),
+        ({'steps': {0.0: 1.0}, 8: 1.0}, "the key 8 beside 'steps'"),
+        ({'steps': {0.0: 1.0}, 'interpolation': 'step'}, 'whose settings stand inside'),
+    ],
+    ids=str,
+)
+def test_refused_steps(value: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        number_timeline(value, 'x', 4, 0, 10)
+    with pytest.raises(InputError, match='x changes over frames, not over steps'):
+        number_timeline(value, 'x', 4, 0, 10, steps=False)
+
+
 REFUSED_NUMBERS = [
     ({0: 1.0, 4: 2.0}, 'the key 4 lies beyond the clip, whose 4 frames are 0 to 3'),
     ({-1: 1.0}, 'the key -1 is no frame'),

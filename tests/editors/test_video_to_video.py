@@ -88,6 +88,15 @@ def test_with_windows_and_free_init(kind: str, request: Any) -> None:
     assert len(taken) == 4  # two samplings of two steps each
 
 
+@pytest.mark.parametrize('kind', ['animatediff', 'pia'])
+def test_free_init_over_one_window_is_plain(kind: str, request: Any) -> None:
+    editor = request.getfixturevalue(kind)
+    shared = dict(video=clip(), strength=0.4, free_init=dict(num_iters=2))
+    plain = make(editor, **shared)
+    assert float((plain - make(editor, **shared, windows=4)).abs().max()) <= 1e-5
+    assert not torch.allclose(plain, make(editor, video=clip(), strength=0.4), atol=1e-3)
+
+
 def test_the_callers_checks(tiny_config: Callable) -> None:
     model, pia = tiny_config('AnimateDiff'), tiny_config('PIA')
     AnimateDiff.check(model, dict(FAST, video=clip()))

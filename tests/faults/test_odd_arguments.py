@@ -19,19 +19,29 @@ import torch
 from mmengine import Config
 from torch import Tensor
 
+from mmvideo.config import load_config
+from mmvideo.editors import StableVideoDiffusion
 from mmvideo.editors.denoising import Denoising
 from mmvideo.errors import InputError, UserError
 from mmvideo.registry import MODELS
 
-TINY = Path(__file__).parents[1] / 'apis' / 'tiny_pia.py'
+TESTS = Path(__file__).parents[1]
+TINY = TESTS / 'apis' / 'tiny_pia.py'
 ODD: list[Any] = [
     'odd', -1, 0, 2.5, float('nan'), True, b'x', [], [None], {'odd': 1}, {0: None},
     {0: 1.0, 'interpolation': ['linear']}, [1.0, 2.0, 3.0], object(), torch.zeros(2, 2), 1j,
 ]  # fmt: skip
-KINDS = ('AnimateDiff', 'PIA')
+# Editors that animate a picture with networks of their own.
+PICTURED = {
+    'StableVideoDiffusion': TESTS / 'apis' / 'tiny_svd.py',
+    'I2VGenXL': TESTS / 'editors' / 'tiny_i2vgen.py',
+}
+KINDS = ('AnimateDiff', 'PIA', *PICTURED)
 
 
 def model_config(kind: str) -> dict:
+    if kind in PICTURED:
+        return load_config(PICTURED[kind]).model.to_dict()
     model = Config.fromfile(TINY).model.to_dict()
     model['type'] = kind
     if kind == 'AnimateDiff':
@@ -42,7 +52,11 @@ def model_config(kind: str) -> dict:
 def call(kind: str, **changes: Any) -> dict[str, Any]:
     """Arguments that are right, and changes of them."""
     usual: dict[str, Any] = dict(prompt='a red fish', video_length=4, num_inference_steps=2, seed=0)
-    if kind == 'PIA':
+    if kind == 'StableVideoDiffusion':
+        del usual['prompt']
+    if kind in PICTURED:
+        usual |= dict(height=16, width=16)
+    if kind != 'AnimateDiff':
         usual['image'] = torch.full((3, 16, 16), 0.5)
     return {**usual, **changes}
 
@@ -63,7 +77,8 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return torch.zeros(len(group), *self._noise_shape(request))
 
     monkeypatch.setattr(Denoising, '_denoise', denoise)
-    monkeypatch.setattr(Denoising, 'decode', lambda self, latents, chunk: latents)
+    for editor in (Denoising, StableVideoDiffusion):
+        monkeypatch.setattr(editor, 'decode', lambda self, latents, chunk: latents)
     return ran
 
 
@@ -100,7 +115,7 @@ def test_right_calls_are_not_refused(editors: dict, idle: list) -> None:
     for kind in KINDS:
         MODELS.get(kind).check(model_config(kind), call(kind))
         editors[kind].infer(**call(kind))
-    assert idle == [1, 1]
+    assert idle == [1] * len(KINDS)
 
 
 CLIP = torch.zeros(4, 3, 16, 16)
@@ -136,6 +151,19 @@ MISTAKES: list[tuple[str, dict, str]] = [
     ('PIA', dict(motion_scale={0: 1.0, 4: 0.5}), 'motion_scale: the key 4 lies beyond'),
     ('PIA', dict(motion_scale='loop'), "motion_scale='loop'"),
     ('PIA', dict(motion_scale={0: 1.0, 'interpolation': 'cubic'}), "interpolation='cubic'"),
+    *((kind, dict(num_videos_per_prompt=0), 'num_videos_per_prompt=0: expected an integer >= 1')
+      for kind in KINDS),
+    ('StableVideoDiffusion', dict(windows=dict(length=4, overlap=4)), 'windows.overlap=4'),
+    ('StableVideoDiffusion', dict(guidance_scale={0: 3.0, 4: 1.0}), 'the key 4 lies beyond'),
+    ('StableVideoDiffusion', dict(draws='diffuser'), "Did you mean 'diffusers'"),
+    ('StableVideoDiffusion', dict(height=18.0), 'height=18.0'),
+    ('StableVideoDiffusion', dict(height=None, width=9), 'width=9'),
+    ('StableVideoDiffusion', dict(image=[]), 'image is an empty list'),
+    ('I2VGenXL', dict(image=[]), 'image is an empty list'),
+    ('I2VGenXL', dict(prompt={0: 'a', 4: 'b'}), 'prompt: the key 4 lies beyond'),
+    ('I2VGenXL', dict(target_fps=0), 'target_fps=0'),
+    ('I2VGenXL', dict(free_u=dict(b1=99)), 'free_u.b1=99'),
+    ('I2VGenXL', dict(guidance_interval=[0.5, 0.6]), 'none of 2 steps lies inside'),
 ]  # fmt: skip
 
 

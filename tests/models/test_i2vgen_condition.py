@@ -9,12 +9,12 @@ from PIL import Image
 
 from mmvideo.errors import InputError
 from mmvideo.models.conditioning.i2vgen import (
-    check_cover,
     clip_pixels,
     cover,
     frame_pixels,
     picture_over_time,
 )
+from mmvideo.models.conditioning.image import check_cover
 from mmvideo.registry import MODELS
 
 

@@ -160,6 +160,37 @@ def test_several_pictures_at_once(pair: tuple) -> None:
     assert (theirs[0] - theirs[1]).abs().max() > 0.02
 
 
+def generators(count: int) -> Any:
+    """One for all samples (0), or a list."""
+    made = [torch.Generator().manual_seed(7 + i) for i in range(count or 1)]
+    return made if count else made[0]
+
+
+@pytest.mark.parametrize(
+    ('pictures', 'each', 'count'), [(1, 2, 0), (1, 2, 2), (2, 1, 0), (2, 1, 2), (1, 1, 0)]
+)
+def test_draws_in_the_order_of_diffusers(pair: tuple, pictures: int, each: int, count: int) -> None:
+    theirs, ours = pair
+    images = [picture(i) for i in range(pictures)]
+    # Much noise on the picture, so that it shows whose it is.
+    call = dict(
+        height=HEIGHT, width=WIDTH, num_inference_steps=2, num_videos_per_prompt=each,
+        noise_aug_strength=1.0,
+    )  # fmt: skip
+    expected = theirs(images, generator=generators(count), output_type='pt', **call).frames
+    expected = torch.as_tensor(expected).transpose(1, 2)
+    found, other = (
+        ours.infer(images, generator=generators(count), draws=draws, **call)['samples']
+        for draws in ('diffusers', 'official')
+    )
+    assert found.shape == expected.shape == (pictures * each, 3, FRAMES, HEIGHT, WIDTH)
+    assert (found - expected).abs().max() <= 1e-4
+    # Where each picture is animated once, both orders are the same.
+    assert (other - expected).abs().max() <= 1e-4 if each == 1 else True
+    if each > 1:
+        assert (other[1] - expected[1]).abs().max() > 1e-3
+
+
 def test_every_argument_matters(pair: tuple) -> None:
     """So that the agreement above is no agreement of things that are ignored."""
     plain = dict(image=picture(0), height=HEIGHT, width=WIDTH, num_inference_steps=2, seed=7)

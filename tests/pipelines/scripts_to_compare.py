@@ -102,8 +102,56 @@ output = pipe(video=video, prompt="a red fish in the city", guidance_scale=7.5,
               num_inference_steps=4, strength=0.5, generator=torch.Generator("cpu").manual_seed(4))
 """
 
+LIGHTNING = """
+import torch
+from diffusers import AnimateDiffPipeline, EulerDiscreteScheduler, MotionAdapter
+from diffusers.utils import export_to_gif
+from safetensors.torch import load_file
+
+device, dtype = "cpu", torch.float32
+file = "maker/motion/diffusion_pytorch_model.safetensors"
+adapter = MotionAdapter(
+    block_out_channels=(8, 16), motion_norm_num_groups=4, motion_num_attention_heads=2,
+).to(device, dtype)
+adapter.load_state_dict(load_file(file, device=device))
+pipe = AnimateDiffPipeline.from_pretrained(
+    "maker/image-model", motion_adapter=adapter, torch_dtype=dtype, local_files_only=True,
+    cache_dir="cache", token=None, force_download=False,
+).to(device)
+pipe.scheduler = EulerDiscreteScheduler.from_config(
+    pipe.scheduler.config, timestep_spacing="trailing", beta_schedule="linear"
+)
+pipe.set_progress_bar_config(disable=True)
+output = pipe(prompt="a red fish", guidance_scale=1.0, num_inference_steps=4, num_frames=4,
+              generator=torch.manual_seed(1))
+export_to_gif(output.frames[0], "lightning.gif")
+"""
+
+BARS = """
+import torch
+from diffusers import AnimateDiffPipeline, AnimateDiffVideoToVideoPipeline, MotionAdapter
+
+adapter = MotionAdapter.from_pretrained("maker/motion", local_files_only=True)
+pipe = AnimateDiffPipeline.from_pretrained("maker/image-model", motion_adapter=adapter)
+pipe.set_progress_bar_config(desc="clips", leave=False)
+pipe.load_lora_weights("maker/zoom", adapter_name="zoom")
+outputs = []
+with pipe.progress_bar(total=2) as bar:
+    for seed in range(2):
+        outputs.append(pipe("a blue car", num_frames=4, num_inference_steps=2,
+                            generator=torch.manual_seed(seed)))
+        bar.update()
+assert bar.n == 2 and bar.desc.startswith("clips")
+assert [i for i in pipe.progress_bar(range(3))] == [0, 1, 2]
+restyle = AnimateDiffVideoToVideoPipeline(**pipe.components)
+assert restyle.get_active_adapters() == ["zoom"]
+clips = [output.frames[0] for output in outputs]
+output = restyle(video=clips, prompt=["a blue car", "a red fish"], num_inference_steps=4,
+                 strength=0.5, generator=torch.manual_seed(5))
+"""
+
 SCRIPTS = dict(animatediff=ANIMATEDIFF, loras=MOTION_LORAS, lcm=LCM, picture=PICTURE,
-               restyle=RESTYLE)  # fmt: skip
+               restyle=RESTYLE, lightning=LIGHTNING, bars=BARS)  # fmt: skip
 
 
 def changed(script: str) -> str:

@@ -12,12 +12,14 @@ import torch
 from pairs_of_pipelines import call, parts, seeded
 
 from mmvideo.errors import InputError
+from mmvideo.models.borrowed.schedulers import SCHEDULER_NAMES
 
 PROMPTS, NEGATIVE = parts.PROMPTS, parts.NEGATIVE
+# Every one that is offered, those that draw noise in a step and those of order 2 among them.
 SAMPLERS = {
+    **dict.fromkeys(SCHEDULER_NAMES, parts.BETAS),
     **parts.SAMPLERS,
     'PNDMScheduler': dict(parts.BETAS, skip_prk_steps=True),
-    'LCMScheduler': parts.BETAS,
 }
 
 
@@ -90,6 +92,20 @@ def test_prompts_as_embeddings(make: Callable) -> None:
     assert (embedded - told).abs().max() <= 1e-5
 
 
+def test_a_long_prompt_is_not_cut_off(make: Callable) -> None:
+    """diffusers drops what stands behind the 18 words that this text encoder sees."""
+    pair = make('v2')
+    long = ' '.join([PROMPTS[0]] * 4) + ' blue car'
+    theirs, ours = (p.encode_prompt(long, 'cpu', 1, True, NEGATIVE) for p in pair)
+    assert theirs[0].shape[1] == 20 and ours[0].shape[1] == ours[1].shape[1] == 40
+    for name in ('prompt', 'negative_prompt'):
+        found = [
+            pair.ours(**call(steps=1, **{name: text}), generator=seeded(1), output_type='pt').frames
+            for text in (long, ' '.join(long.split()[:18]))
+        ]
+        assert (found[0] - found[1]).abs().max() > 1e-3
+
+
 @pytest.fixture
 def clip_skip_works(make: Callable) -> Any:
     """diffusers asks the text encoder for a level that transformers 5 has dropped."""
@@ -150,6 +166,11 @@ def test_a_callback_that_makes_a_mistake(make: Callable) -> None:
     short = dict(call(steps=1), output_type='latent')
     with pytest.raises(InputError, match="'latent' is none of .*Did you mean 'latents'"):
         ours(**short, callback_on_step_end_tensor_inputs=['latent'])
+    for name in ('callback_on_step_end', 'callback'):
+        with pytest.raises(InputError, match=f'{name}=3: expected a function or None'):
+            ours(**short, **{name: 3})
+    with pytest.raises(InputError, match='callback_steps=0: expected an integer >= 1'):
+        ours(**short, callback=print, callback_steps=0)
     with pytest.raises(InputError, match='returned a int: expected a dict'):
         ours(**short, callback_on_step_end=lambda *_: 3)
     with pytest.raises(InputError, match=r'latents of the shape \[1\], expected \[1, 4'):
@@ -238,6 +259,10 @@ def test_what_a_call_does_not_take(make: Callable) -> None:
         ours(prompt_embeds=torch.zeros(1, 20, 8), height=32, width=32)
     with pytest.raises(InputError, match='num_frames=33: the motion modules have positions for 32'):
         ours(prompt='a', num_frames=33)
+    with pytest.raises(InputError, match='progress_bar: give an iterable or total'):
+        ours.progress_bar()
+    with pytest.raises(InputError, match="'delayed_reverse_sawtooth': expected one of 'flat'"):
+        ours.enable_free_noise(weighting_scheme='delayed_reverse_sawtooth')
     with pytest.raises(InputError, match="free_init.method='butterwort'.*Did you mean"):
         ours.enable_free_init(method='butterwort')
 
@@ -247,3 +272,17 @@ def test_windows_through_the_surface(make: Callable) -> None:
     ours = make('v2').ours
     frames = ours(**call(frames=6, steps=1), windows=dict(length=4), output_type='pt').frames
     assert frames.shape[1] == 6
+
+
+def test_guidance_over_the_steps(make: Callable) -> None:
+    ours, seen = make('v2').ours, []
+
+    def note(pipe: Any, index: int, timestep: Any, tensors: dict) -> dict:
+        seen.append(pipe.guidance_scale)
+        return tensors
+
+    scale = {'steps': {0.0: 4.0, 0.5: 1.0, 'interpolation': 'step'}}
+    settings = call(guidance_scale=scale, callback_on_step_end=note)
+    changed = ours(**settings, generator=seeded(11), output_type='pt').frames
+    plain = ours(**call(), generator=seeded(11), output_type='pt').frames
+    assert seen == [4.0, 4.0] and (changed - plain).abs().max() > 1e-3

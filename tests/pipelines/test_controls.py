@@ -90,19 +90,6 @@ def test_free_init_keeps_the_strength_of_a_clip(restyle: Both) -> None:
     assert len(seen) == 4 and seen[:2] == seen[2:]
 
 
-def test_forms_of_a_clip(restyle: Both) -> None:
-    pictures = video(5)
-    arrays = controls.clip(5, FRAMES)
-    settings = dict(clip_call(strength=0.3), output_type='latent')
-    forms = [pictures, [pictures], arrays, arrays[None], tuple(pictures)]
-    found = [restyle.ours(video=f, **settings, generator=seeded(2)).frames for f in forms]
-    assert all(torch.equal(found[0], other) for other in found[1:])
-    with pytest.raises(InputError, match='2 videos: a call takes one clip'):
-        restyle.ours(video=[pictures, pictures], **settings)
-    with pytest.raises(InputError, match='video is missing'):
-        restyle.ours(**settings)
-
-
 def test_several_control_nets(led: Both) -> None:
     led.compare(
         **call(
@@ -138,6 +125,24 @@ def test_objects_of_diffusers_as_controls(led: Both) -> None:
         )
 
 
+@pytest.mark.parametrize('restyles', [False, True], ids=['text', 'clip'])
+def test_a_saved_control_pipeline(make: Callable, tmp_path: Path, restyles: bool) -> None:
+    """diffusers' pipeline for text needs the motion adapter's folder, the others none."""
+    ours = family(make, tmp_path, 'AnimateDiffControlNetPipeline', 'first').ours
+    name = f'AnimateDiff{"VideoToVideo" if restyles else ""}ControlNetPipeline'
+    made = getattr(mmvideo.pipelines, name).from_pipe(ours)
+    made.save_pretrained(tmp_path / 'saved')
+    assert (tmp_path / 'saved' / 'motion_adapter').exists() != restyles
+    theirs = getattr(diffusers, name).from_pretrained(tmp_path / 'saved')
+    state, expected = theirs.unet.state_dict(), ours.unet.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in state.items())
+    again = getattr(mmvideo.pipelines, name).from_pretrained(
+        tmp_path / 'saved',
+        controlnet=mmvideo.pipelines.ControlNetModel.from_pretrained(tmp_path / 'first'),
+    )
+    assert again.unet.state_dict().keys() == expected.keys()
+
+
 @pytest.mark.parametrize('kind', ['rgb', 'scribble'])
 def test_sparse_ctrl(make: Callable, tmp_path: Path, kind: str) -> None:
     """diffusers draws the pictures' latents from torch's global generator: here without spread."""
@@ -157,8 +162,3 @@ def test_sparse_ctrl(make: Callable, tmp_path: Path, kind: str) -> None:
     )
     for conv, state in zip(weights, before, strict=True):
         conv.load_state_dict(state)
-
-
-def test_latents_in_place_of_a_clip(restyle: Both) -> None:
-    with pytest.raises(InputError, match='latents: a video to start from is given as video'):
-        restyle.ours(**clip_call(latents=torch.zeros(1, 4, FRAMES, 16, 16)))

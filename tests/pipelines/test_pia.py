@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import diffusers
 import pytest
 import torch
 from pairs_of_pipelines import call, parts, seeded
@@ -21,6 +22,32 @@ def test_a_picture(make: Callable, motion_scale: int, strength: float) -> None:
     """With a strength below 1 too the random numbers are those of the same generator."""
     settings = dict(image=picture(), motion_scale=motion_scale, strength=strength)
     make('pia').compare(**call(steps=4, **settings))
+
+
+@pytest.mark.parametrize('sampler', ['HeunDiscreteScheduler', 'EulerAncestralDiscreteScheduler'])
+def test_a_strength_with_other_samplers(make: Callable, sampler: str) -> None:
+    """Of order 2, and one that draws noise in each step."""
+    pair = make('pia')
+    for pipeline in pair:
+        pipeline.scheduler = getattr(diffusers, sampler)(**parts.BETAS)
+    pair.compare(**call(steps=4, image=picture(), motion_scale=2, strength=0.6))
+
+
+def test_noise_of_the_caller_with_a_strength(make: Callable) -> None:
+    """diffusers draws other noise there."""
+    pair = make('pia')
+    settings = call(5, 4, image=picture(), strength=0.6)
+
+    def change(pipeline: object) -> float:
+        found = [
+            pipeline(  # type: ignore[operator]
+                **settings, latents=parts.noise(1) * sign, generator=seeded(1), output_type='pt'
+            ).frames
+            for sign in (1, -1)
+        ]
+        return float((found[0] - found[1]).abs().max())
+
+    assert change(pair.ours) > 1e-3 and change(pair.theirs) == 0
 
 
 def test_free_init_keeps_the_strength(make: Callable) -> None:

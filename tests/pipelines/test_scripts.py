@@ -40,8 +40,8 @@ def test_scripts_of_diffusers(make: Callable, tmp_path: Path) -> None:
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.stdout.count('agrees') == 5
-    assert "['animation.gif', 'picture.gif']" in done.stdout
+    assert done.stdout.count('agrees') == 7
+    assert "['animation.gif', 'lightning.gif', 'picture.gif']" in done.stdout
 
 
 def test_offloading_changes_nothing(make: Callable) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from mmvideo.apis.cli import Parser, count, json_file, run_tool
+from mmvideo.config import load_config
 from mmvideo.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,25 @@ def test_there_is_one_parser_and_one_main(script: Path) -> None:
         caught = [ast.unparse(n.type) for n in ast.walk(tree)
                   if isinstance(n, ast.ExceptHandler) and n.type]  # fmt: skip
         assert not {'UserError', 'KeyboardInterrupt'} & set(caught)
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: f'{p.parent.name}/{p.stem}')
+def test_configs_of_a_help_text_exist(script: Path) -> None:
+    for name in re.findall(r'configs/[\w./-]+\.py', script.read_text(encoding='utf-8')):
+        assert (ROOT / name).is_file(), name
+
+
+SECTIONS = {'train': 'train_dataloader', 'affinity_stats': 'train_dataloader',
+            'test': 'test_dataloader', 'infer': 'infer', 'doctor': 'infer'}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', SECTIONS)
+def test_configs_of_examples_have_what_the_tool_reads(name: str) -> None:
+    text = (ROOT / 'tools' / f'{name}.py').read_text(encoding='utf-8')
+    found = re.findall(rf'{name}\.py (configs/[\w./-]+\.py)', text)
+    assert found
+    for config in found:
+        assert SECTIONS[name] in load_config(ROOT / config), config
 
 
 def parser() -> Parser:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from mmvideo.media.recipe import read_recipe
 
@@ -57,6 +59,8 @@ def test_help_is_fast_and_has_examples(tmp_path: Path) -> None:
     done = infer(tmp_path, '--help')
     assert processor_seconds() - before < 1
     assert done.returncode == 0 and 'examples:' in done.stdout and '--dry-run' in done.stdout
+    for group in ('what to make', 'sampling:', 'long videos:', 'motion:', 'controls', 'adapters'):
+        assert f'\n{group}' in done.stdout
 
 
 def test_writes_a_video_with_its_recipe(tmp_path: Path) -> None:
@@ -88,11 +92,12 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
 
 
 def test_dry_run_reads_nothing_and_writes_nothing(tmp_path: Path) -> None:
-    done = infer(tmp_path, TINY, '--dry-run', '--num-frames', 8, '--out', 'a.gif')
+    done = infer(tmp_path, TINY, '--dry-run', '--num-frames', 8)
     assert done.returncode == 0, done.stderr
-    for word in ('PIA on cpu in float32', 'parameters', '8 frames of 16x16', 'a.gif', 'memory'):
+    name = 'outputs/tiny_pia.mp4'
+    for word in ('PIA on cpu in float32', 'parameters', '8 frames of 16x16', name, 'memory'):
         assert word in done.stdout
-    assert files(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def broken_files(folder: Path) -> None:
@@ -128,6 +133,26 @@ MISTAKES = [
     ([TINY, '--guidance-scale', 'nan'], 'guidance_scale'),
     ([TINY, '--guidance-interval', '0.8', '0.2'], 'such as [0.2, 0.8]'),
     ([TINY, '--deep-cache', '0'], 'deep-cache'),
+    ([TINY, '--eta', '2'], 'eta=2.0'),
+    ([TINY, '--free-u', '1', '2'], '--free-u 1 2: expected S1 S2 B1 B2'),
+    ([TINY, '--free-u', '1', '1', '1', '11'], 'free_u.b2=11.0'),
+    ([TINY, '--free-init', 'butterwort'], "Did you mean 'butterworth'"),
+    ([TINY, '--free-noise', 'repeat'], "Did you mean 'repeat_context'"),
+    ([TINY, '--window-schedule', 'loop'], "Did you mean 'looped'"),
+    ([TINY, '--window-overlap', '8', '--windows', '4'], 'windows.overlap=8'),
+    ([TINY, '--window-stride', '2'], 'adjacent frames'),
+    ([TINY, '--window-fusion', 'pyramids'], "Did you mean 'pyramid'"),
+    ([TINY, '--window-noise', 'randm'], "Did you mean 'random'"),
+    ([TINY, '--condition-rule', 'offical'], "Did you mean 'official'"),
+    ([TINY, '--textual-inversion', 'missing.pt:word'], 'missing.pt'),
+    ([TINY, '--guess-mode'], 'guess_mode: this model has no controls'),
+    ([TINY, '--control-scale', '2'], 'control_scale: this model has no controls'),
+    ([TINY, '--control-start', '0.5'], 'control_start: this model has no controls'),
+    ([TINY, '--control-end', '0.5'], 'control_end: this model has no controls'),
+    ([TINY, '--annotator', 'canny'], 'control_annotator: this model has no controls'),
+    ([TINY, '--annotator', 'canny:a'], 'canny:LOW,HIGH'),
+    ([SVD, '--free-init'], "takes no 'free_init'"),
+    ([SVD, '--eta', '0.5'], "takes no 'eta'"),
     ([TINY, '--inversion', 'ddim'], 'inversion without a video'),
     ([TINY, '--inversion', 'dimm'], "Did you mean 'ddim'"),
     ([TINY, '--video', 'missing.mp4'], 'there is no such clip'),
@@ -228,6 +253,27 @@ def test_option_of_another_editor(
     (tmp_path / 'tiny.py').write_text(text.replace("    image='tiny.png',\n", ''))
     assert call_main(monkeypatch, tmp_path, ['tiny.py', '--condition-frame', 1]) == 2
     assert "error: AnimateDiff takes no 'condition_frame'" in capsys.readouterr().err
+
+
+CLOSED = "windows=dict(length=6, schedule='looped', overlap=2), "
+
+
+def test_flags_join_what_the_config_says(tmp_path: Path) -> None:
+    """The length of a config's windows changes, its schedule stays; and a new word is known."""
+    config = TINY.read_text().replace('infer = dict(', f'infer = dict({CLOSED}')
+    (tmp_path / 'tiny.py').write_text(config.replace('tiny.png', str(TINY.with_name('tiny.png'))))
+    save_file({'wisp': torch.ones(2, 16)}, tmp_path / 'a.safetensors')
+    flags = ['--windows', 4, '--window-fusion', 'flat', '--num-frames', 6, '--free-u',
+             '--free-init', 'gaussian', '--eta', 0.5, '--condition-rule', 'official',
+             '--textual-inversion', 'a.safetensors:<fog>', '--prompt', 'a <fog> fish']  # fmt: skip
+    done = infer(tmp_path, 'tiny.py', *flags, '--steps', 1, '--quiet', '--out', 'a.mp4')
+    assert done.returncode == 0, done.stderr
+    recipe = read_recipe(tmp_path / 'a.mp4')
+    windows = dict(length=4, schedule='looped', overlap=2, fusion='flat')
+    said = dict(windows=windows, free_u=True, free_init=dict(method='gaussian'), eta=0.5)
+    assert {name: recipe['arguments'][name] for name in said} == said
+    (word,) = recipe['config']['model']['adapters']
+    assert (word['type'], word['token']) == ('TextualInversion', '<fog>')
 
 
 def heed_interrupts() -> None:

@@ -89,7 +89,8 @@ def test_figures_of_the_first_clips_in_bfloat16(
     assert kinds == {torch.bfloat16} and len(captions) == 3
     found = json.loads((folder / 'a.json').read_text())
     assert (found['clips'], found['dtype'], found['device']) == (3, 'bfloat16', 'cpu')
-    assert found['config'] == 'tiny.py' and found['checkpoint'] is None
+    assert found['config'] == 'tiny.py'
+    assert found['checkpoint'] is None and found['weights'] is None
     assert 'sprites/direction' in found['figures'] and found['seconds'] > 0
     [log] = (folder / 'work_dirs' / 'tiny').glob('*/*.log')
     assert json.loads((log.parent / 'figures.json').read_text()) == found
@@ -102,8 +103,11 @@ def test_figures_of_the_first_clips_in_bfloat16(
     assert printed.out.count('Iter(test)') == 1  # the figures, once
 
 
-def test_a_checkpoint_is_what_is_tested(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train('tiny.py', 'run', cfg_options=['train_cfg.max_iters=1'])
+@pytest.mark.parametrize(('hooks', 'kind'), [([], 'model'), ([dict(type='EMAHook')], 'ema')])
+def test_a_checkpoint_is_what_is_tested(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, hooks: list, kind: str
+) -> None:
+    train('tiny.py', 'run', cfg_options=['train_cfg.max_iters=1', f'custom_hooks={hooks}'])
     seen: dict[str, torch.Tensor] = {}
     infer = AnimateDiff.infer
 
@@ -112,11 +116,13 @@ def test_a_checkpoint_is_what_is_tested(folder: Path, monkeypatch: pytest.Monkey
         return infer(self, *arguments, **named)
 
     monkeypatch.setattr(AnimateDiff, 'infer', watched)
-    figures = measure('tiny.py', 'tested', 'run/iter_1', limit=1)
-    assert figures
-    saved = read_commit(folder / 'run' / 'iter_1')[0]['model']
-    assert set(saved) == set(seen)
-    assert all(torch.equal(saved[name], value) for name, value in seen.items())
+    assert measure('tiny.py', 'tested', 'run/iter_1', limit=1, out='a.json')
+    assert json.loads((folder / 'a.json').read_text())['weights'] == kind
+    saved = read_commit(folder / 'run' / 'iter_1')[0]
+    assert set(saved[kind]) == set(seen)
+    assert all(torch.equal(saved[kind][name], value) for name, value in seen.items())
+    if kind == 'ema':  # which is not the same
+        assert not all(torch.equal(saved['model'][name], value) for name, value in seen.items())
 
 
 def test_what_ends_early_writes_no_figures(

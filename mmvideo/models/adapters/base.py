@@ -76,6 +76,18 @@ class Adapter:
         raise NotImplementedError(type(self).__name__)
 
 
+def is_timeline(scale: Any) -> bool:
+    """Whether a scale changes over the frames or steps of a call.
+
+    Its keys are then frames, in a recipe as digits, or ``'steps'``; other names are parts of the
+    model. What the editor that runs the call reads, checks and resolves are timelines, here they
+    pass as they are.
+    """
+    return isinstance(scale, Mapping) and any(
+        not isinstance(key, str) or key.isdigit() or key == 'steps' for key in scale
+    )
+
+
 def adapter_name(
     source: str | Path, name: str | None = None, weight_name: str | None = None
 ) -> str:

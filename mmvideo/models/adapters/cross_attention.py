@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmvideo.errors import InputError, UserError, nearest
+from mmvideo.models.adapters.base import is_timeline
 from mmvideo.models.unet.attention import Attention
 
 # How public IP-Adapter files count the layers: the middle comes last.
@@ -59,13 +60,15 @@ def cross_attentions(unet: nn.Module) -> list[CrossAttention]:
     return found
 
 
-def scale_at(scale: Any, layer: CrossAttention) -> float | list[float]:
-    """The scale of one layer: a number, or one for each picture.
+def scale_at(scale: Any, layer: CrossAttention) -> Any:
+    """The scale of one layer: a number, or one for each picture; either may be a tensor [T].
 
     Args:
         scale: a number; a list of numbers, one for each picture; or by blocks as diffusers has
             it: ``{'down': {'block_2': [0, 1]}, 'mid': 1, 'up': 0.5}``, where a list of a block
-            is for its transformers one by one, and blocks that are not named do not listen.
+            is for its transformers one by one, and blocks that are not named do not listen. In
+            place of any number there may be a timeline over frames, such as ``{0: 1.0, 8: 0.2}``,
+            which the editor makes a tensor; one over steps only in place of the whole.
     """
     if not isinstance(scale, Mapping):
         return scale
@@ -101,16 +104,23 @@ def check_scale(
 
 
 def is_silent(scale: Any) -> bool:
-    """Whether no layer and no picture has a scale other than zero."""
+    """Whether no layer, no picture and no frame has a scale other than zero."""
+    if isinstance(scale, Tensor):
+        return not scale.any()
     if isinstance(scale, Mapping):
-        return all(is_silent(value) for value in scale.values())
+        return all(is_silent(value) for key, value in scale.items() if not _is_setting(key, value))
     if isinstance(scale, (list, tuple)):
         return all(is_silent(value) for value in scale)
     return scale == 0
 
 
+def _is_setting(key: Any, value: Any) -> bool:
+    """Whether an entry of a timeline is about the others, such as its interpolation."""
+    return isinstance(key, str) and isinstance(value, (str, bool))
+
+
 def _check_scale(name: str, scale: Any, layers: Sequence[CrossAttention]) -> None:
-    if not isinstance(scale, Mapping):
+    if not isinstance(scale, Mapping) or is_timeline(scale):
         _check_leaf(name, scale)
         return
     _check_names(name, scale, ['down', 'mid', 'up'])
@@ -118,7 +128,7 @@ def _check_scale(name: str, scale: Any, layers: Sequence[CrossAttention]) -> Non
         blocks = sorted({f'block_{layer.block}' for layer in layers if layer.part == part})
         where = f'{name}[{part!r}]'
         entries = {where: value}
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not is_timeline(value):
             if part == 'mid':
                 raise InputError(f'{where} is a dict: the middle has one block, give a number.')
             _check_names(where, value, blocks)
@@ -148,6 +158,8 @@ def _check_block(where: str, value: Any, transformers: int | None) -> None:
 def _check_leaf(where: str, value: Any) -> None:
     entries = list(value) if isinstance(value, (list, tuple)) else [value]
     for entry in entries or [None]:
+        if is_timeline(entry):  # the editor checks it against the clip
+            continue
         number = isinstance(entry, (int, float)) and not isinstance(entry, bool)
         if not number or not math.isfinite(entry):
             raise InputError(f'{where}={value!r}: expected a finite number, 1 as trained.')

@@ -30,6 +30,7 @@ from mmvideo.models.adapters.cross_attention import (
     CrossAttention,
     check_scale,
     cross_attentions,
+    is_silent,
     scale_at,
 )
 from mmvideo.models.adapters.image_encoder import (
@@ -333,27 +334,31 @@ def _keys(
     layer: ImageLayer,
     place: CrossAttention,
     tokens: Tensor,
-    scale: float | Sequence[float],
+    scale: float | Tensor | Sequence[float | Tensor],
     masks: Tensor | None,
     samples: int,
 ) -> list[ImageKeys]:
-    """``masks``: [I, F', P, 1] at this layer."""
-    pictures = tokens.shape[2]
-    if masks is None and isinstance(scale, (int, float)):
+    """``masks``: [I, F', P, 1] at this layer; a scale may be one for each frame, [T]."""
+    pictures, one = tokens.shape[2], isinstance(scale, (int, float, Tensor))
+    if masks is None and one:
         groups: list[Any] = [(tokens.flatten(2, 3), scale, None)]
     else:
-        each = [scale] * pictures if isinstance(scale, (int, float)) else list(scale)
+        each = [scale] * pictures if one else list(scale)  # type: ignore[arg-type]
         assert len(each) == pictures, (each, pictures)
         groups = [
             (tokens[:, :, i], each[i], None if masks is None else masks[i]) for i in range(pictures)
         ]
     keys = []
     for group, strength, mask in groups:  # R F L D
-        if strength:
-            k, v = layer.to_k_ip(group), strength * layer.to_v_ip(group)
-            k, v = (_rows(place.module.split(x), samples) for x in (k, v))
-            mask = None if mask is None else mask.to(v)
-            keys.append(ImageKeys(k, v, group.shape[1], mask))
+        if is_silent(strength):
+            continue
+        if isinstance(strength, Tensor):  # frames share keys and values, but no strength
+            over = strength[:, None, None]  # T 1 1
+            strength, mask = 1.0, over if mask is None else over * mask.to(over)
+        k, v = layer.to_k_ip(group), strength * layer.to_v_ip(group)
+        k, v = (_rows(place.module.split(x), samples) for x in (k, v))
+        mask = None if mask is None else mask.to(v)
+        keys.append(ImageKeys(k, v, group.shape[1], mask))
     return keys
 
 

@@ -6,21 +6,29 @@ Sources: Hu et al. 2021; Guo et al. 2023, section 4.3 (MotionLoRA); kohya-ss/sd-
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmvideo.errors import ConfigError, WeightsError, nearest
-from mmvideo.models.adapters.base import Adapter
+from mmvideo.models.adapters.base import Adapter, is_timeline
 from mmvideo.models.adapters.lora_files import read_pairs
 from mmvideo.models.adapters.low_rank import Pair, check_fits, put, rescale, take
 from mmvideo.registry import MODELS
 
-Scale = float | Mapping[str, float]
+# A number or a timeline, or one of these for each part.
+Scale = float | Mapping[Any, Any]
 
 _SHOWN = 5
+_TEXT = 'text_encoder'
+# Beginnings of layers of the denoiser that see frames; others are told of time or of conditions.
+_FRAMED = ('conv_in', 'transformer_in', 'down_blocks', 'mid_block', 'up_blocks', 'conv_out')
+# Of these, the layers that see no single frame, in Stable Video Diffusion too.
+_UNFRAMED = re.compile(r'\.time_emb_proj$|\.temporal_transformer_blocks\.\d+\.attn2\.')
+_CLIPS = re.compile(r'\.temporal_transformer_blocks\.\d+\.ff\.')  # [N, T*P, C]
 
 
 @MODELS.register_module()
@@ -32,7 +40,11 @@ class LoRA(Adapter):
             adapter; or a folder or hub id with ``pytorch_lora_weights``.
         scale: 1 is as trained, 0 is off. A dict gives one to each part of the model by the
             beginning of its layers' names, such as ``{'text_encoder': 0.5,
-            'unet.up_blocks.1': 0.2}``: the longest that fits counts, 1 where none does.
+            'unet.up_blocks.1': 0.2}``: the longest that fits counts, 1 where none does. In place of
+            any number there may be a timeline, ``{0: 1.0, 8: 0.0}`` over frames or ``{'steps':
+            {0.0: 1.0, 0.5: 0.0}}``, see ``mmvideo.editors.timeline``. It works in ``infer`` alone,
+            is not for the text encoder, which sees neither frames nor steps, and layers that see no
+            single frame, such as those of the time embedding, have its mean over the clip.
         name: what the editor's methods call it; None takes the source's own name.
         subfolder: folder inside the source.
         weight_name: file inside the source, where it has several.
@@ -77,7 +89,7 @@ class LoRA(Adapter):
         """
         layers = match_layers(self.pairs, editor, self.source)
         for key, pair in self.pairs.items():
-            put(layers[key], self.name, pair, scale_at(self.scale, key))
+            put(layers[key], self.name, pair, _resting(scale_at(self.scale, key)))
         self._layers = layers
 
     def detach(self, editor: Any) -> None:
@@ -90,15 +102,40 @@ class LoRA(Adapter):
         """Set a scale for all layers, or one for each part, see the class.
 
         Raises:
-            ConfigError: no number, or a part that this LoRA does not change.
+            ConfigError: no number, a part that this LoRA does not change, or a timeline for the
+                text encoder.
         """
         check_scale(scale)
         if isinstance(scale, Mapping):
-            _check_beginnings(scale, self.pairs, self.name)
+            if not is_timeline(scale):
+                _check_beginnings(scale, self.pairs, self.name)
+            _check_text(scale, self.pairs, self.name)
             scale = dict(scale)
         self.scale = scale
         for key, layer in self._layers.items():
-            rescale(layer, self.name, scale_at(scale, key))
+            rescale(layer, self.name, _resting(scale_at(scale, key)))
+
+    def changing(self) -> dict[str, Mapping[Any, Any]]:
+        """The timelines of layers that have one, by the layer's name; equal ones are one object."""
+        scales = {key: scale_at(self.scale, key) for key in self._layers}
+        return {key: scale for key, scale in scales.items() if isinstance(scale, Mapping)}
+
+    def tell(self, layers: Iterable[str], scale: float | Tensor) -> None:
+        """Give layers a scale for the calls that follow, until ``rest``.
+
+        Args:
+            layers: their names; with a tensor those of which ``sees_frames`` is true.
+            scale: a number, or one for each frame that the denoiser is given, [T] on its device.
+        """
+        for key in layers:
+            own = scale
+            if isinstance(scale, Tensor) and _holds_clips(key):
+                own = scale[:, None]
+            rescale(self._layers[key], self.name, own)
+
+    def rest(self) -> None:
+        """End what ``tell`` began: where a scale is a timeline, the LoRA is off."""
+        self.tell(self.changing(), 0.0)
 
 
 @MODELS.register_module()
@@ -153,24 +190,55 @@ def lora_parts(editor: Any) -> dict[str, nn.Module]:
 
 
 def check_scale(scale: Any) -> None:
-    """Raise ConfigError unless ``scale`` is a finite number, or a dict of them by part."""
-    values = scale.values() if isinstance(scale, Mapping) else [scale]
-    for value in values:
+    """Raise ConfigError unless ``scale`` is a finite number, or a dict of them by part.
+
+    Timelines pass, see ``is_timeline``.
+    """
+    by_part = isinstance(scale, Mapping) and not is_timeline(scale)
+    for value in scale.values() if by_part else [scale]:
+        if is_timeline(value):
+            continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
             raise ConfigError(f'scale={value!r}: expected a finite number')
 
 
-def scale_at(scale: Scale, layer: str) -> float:
-    """The scale of one layer, such as ``unet.conv_in``."""
-    if not isinstance(scale, Mapping):
-        return float(scale)
-    fitting = [begin for begin in scale if _begins(layer, begin)]
-    return float(scale[max(fitting, key=len)]) if fitting else 1.0
+def scale_at(scale: Scale, layer: str) -> Any:
+    """The scale of one layer, such as ``unet.conv_in``: a float, or a timeline."""
+    if isinstance(scale, Mapping) and not is_timeline(scale):
+        fitting = [begin for begin in scale if _begins(layer, begin)]
+        scale = scale[max(fitting, key=len)] if fitting else 1.0
+    return scale if isinstance(scale, Mapping) else float(scale)
+
+
+def sees_frames(layer: str) -> bool:
+    """Whether what a layer sees differs from frame to frame, by a name such as ``unet.conv_in``."""
+    part, _, path = layer.partition('.')
+    framed = part == 'unet' and path.split('.')[0] in _FRAMED
+    return framed and not _UNFRAMED.search(layer)
+
+
+def _holds_clips(layer: str) -> bool:
+    """Whether the layer sees the frames of a clip in one row."""
+    return _CLIPS.search(layer) is not None
+
+
+def _resting(scale: Any) -> float:
+    """The scale of a layer while no editor runs a call."""
+    return 0.0 if is_timeline(scale) else scale
 
 
 def _begins(layer: str, beginning: str) -> bool:
     return layer == beginning or layer.startswith(f'{beginning}.')
+
+
+def _check_text(scale: Scale, layers: Iterable[str], name: str) -> None:
+    texts = [layer for layer in layers if layer.startswith(f'{_TEXT}.')]
+    if any(is_timeline(scale_at(scale, layer)) for layer in texts):
+        raise ConfigError(
+            f'scale: {name} changes the text encoder, which sees neither frames nor steps; give it '
+            f"a number of its own: scale={{'unet': {{0: 1.0, 8: 0.0}}, {_TEXT!r}: 1.0}}"
+        )
 
 
 def _check_beginnings(scale: Mapping[str, float], layers: Iterable[str], name: str) -> None:
@@ -205,8 +273,19 @@ def _check_base(pairs: Mapping[str, Pair], editor: Any, source: str) -> None:
     here = editor.unet.cross_attention_dim
     if asked and asked[0] != here:
         raise WeightsError(
-            f'{source} is a LoRA for {_base(asked[0])}, the model here is {_base(here)}'
+            f'{source} is a LoRA for {_base(asked[0])}, the model here is {_here(editor)}'
         )
+
+
+def _here(editor: Any) -> str:
+    width = editor.unet.cross_attention_dim
+    if _sees_text(editor):
+        return _base(width)
+    return f'one without text, whose context has the width {width}'
+
+
+def _sees_text(editor: Any) -> bool:
+    return 'text_encoder' in lora_parts(editor)
 
 
 def _base(width: int) -> str:
@@ -219,9 +298,9 @@ def _absent(absent: list[str], pairs: Mapping[str, Pair], editor: Any, source: s
     more = f', and {len(absent) - _SHOWN} more' if len(absent) > _SHOWN else ''
     hint = ''
     if any('text_encoder_2' in key for key in absent):
-        hint = (
-            f' It is a LoRA for SDXL, the model here is {_base(editor.unet.cross_attention_dim)}.'
-        )
+        hint = f' It is a LoRA for SDXL, the model here is {_here(editor)}.'
+    elif not _sees_text(editor) and all(key.startswith('text_encoder.') for key in absent):
+        hint = ' The model here has no text encoder.'
     elif all('.motion_modules.' in key for key in absent):
         motion = any('.motion_modules.' in name for name, _ in editor.unet.named_modules())
         hint = (

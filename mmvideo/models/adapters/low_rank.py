@@ -7,7 +7,9 @@ layer to another device or precision, while its parameters and their names stay 
 forward hook adds the change, so a layer under LoRA must be called; code that reads its ``weight``
 (such as the trunk's joint product of q, k and v) has to look for hooks.
 
-Shapes: r rank, I O channels in and out, K kernel size.
+s_i is a number, or one for each frame of a running call.
+
+Shapes: r rank, I O channels in and out, K kernel size, N batch, T frames, P places.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class LowRank(nn.Module):
             value = None if value is None else _shaped_for(value, layer).to(weight)
             self.register_buffer(name, value, persistent=False)
         self.factor = pair.factor
-        self.scale = 1.0
+        self.scale: float | Tensor = 1.0  # or one for each frame, see ``rescale``
 
     def train_it(self) -> None:
         """Make the tensors parameters, in float32."""
@@ -77,23 +79,42 @@ class LowRank(nn.Module):
             self.register_parameter(name, nn.Parameter(value))
 
     @property
+    def works(self) -> bool:
+        """Whether there is anything to add."""
+        return isinstance(self.scale, Tensor) or self.scale != 0
+
+    @property
     def strength(self) -> float:
-        """The adapter's scale times ``alpha / r``."""
+        """The adapter's scale times ``alpha / r``, where all frames have one."""
+        assert not isinstance(self.scale, Tensor)
         return self.scale * self.factor
+
+    def scaled(self, x: Tensor, layer: nn.Module) -> Tensor:
+        """Times the strength: what a layer sees of frames stands as ``rescale`` says, r for C."""
+        if not isinstance(self.scale, Tensor):
+            return x * self.strength
+        each = (self.scale * self.factor).to(x)
+        if each.dim() == 2:
+            return (x.unflatten(1, (len(each), -1)) * each[:, None]).flatten(1, 2)
+        if isinstance(layer, nn.Linear) and x.dim() == 4:
+            return x * each[:, None, None]
+        assert len(x) % len(each) == 0, 'a layer without frames has one scale'
+        frames = x.unflatten(0, (-1, len(each)))
+        return (frames * each.reshape(-1, *[1] * (x.dim() - 1))).flatten(0, 1)
 
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
         """What is added to ``layer(x)``; scaled where there are fewest numbers."""
-        strength = self.strength
         if isinstance(layer, nn.Linear):
-            return F.linear(F.linear(x, self.down) * strength, self.up)
+            return F.linear(self.scaled(F.linear(x, self.down), layer), self.up)
         assert isinstance(layer, nn.Conv2d)
         # The condition's channels of PIA's first convolution come after those that LoRAs know.
         x = x[:, : self.down.shape[1]]
         how: Any = (layer.stride, layer.padding, layer.dilation)
         if self.mid is None:
-            return F.conv2d(F.conv2d(x, self.down, None, *how) * strength, self.up)
-        inner = F.conv2d(F.conv2d(x, self.down), self.mid, None, *how)
-        return F.conv2d(inner * strength, self.up)
+            inner = F.conv2d(x, self.down, None, *how)
+        else:
+            inner = F.conv2d(F.conv2d(x, self.down), self.mid, None, *how)
+        return F.conv2d(self.scaled(inner, layer), self.up)
 
     def delta(self) -> Tensor:
         """The change of the weight in float32, [O, I] or [O, I, K, K]."""
@@ -122,7 +143,7 @@ class LowRankSlot(nn.Module):
     def active(self) -> list[LowRank]:
         """Changes whose scale is not zero, in the order of their names."""
         parts = [self.parts[key] for key in sorted(self.parts)]
-        return [part for part in parts if part.scale]  # type: ignore[misc]
+        return [part for part in parts if part.works]  # type: ignore[misc]
 
     def forward(self, x: Tensor, layer: nn.Module, output: Tensor) -> Tensor:
         """``output`` of ``layer(x)`` with all active changes."""
@@ -154,8 +175,12 @@ def take(layer: nn.Module, adapter: str) -> None:
         delattr(layer, _CHILD)
 
 
-def rescale(layer: nn.Module, adapter: str, scale: float) -> None:
-    """Set how strongly a change works; without any strength the layer runs by itself."""
+def rescale(layer: nn.Module, adapter: str, scale: float | Tensor) -> None:
+    """Set how strongly a change works; without any strength the layer runs by itself.
+
+    A tensor [T] on the layer's device is for the frames of calls that follow, in layers that see
+    [N*T, ..., C], [N, T, P, C] or pictures [N*T, C, H, W]; [T, 1] in those that see [N, T*P, C].
+    """
     slot = slot_of(layer)
     assert slot.original is None, 'a merged layer keeps its scales'
     slot.part(adapter).scale = scale

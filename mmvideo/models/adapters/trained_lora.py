@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,22 +82,35 @@ def _patterns(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(targets)
 
 
-def add_trained_lora(denoiser: nn.Module, settings: LoRASettings) -> dict[str, LowRank]:
+def add_trained_lora(
+    denoiser: nn.Module, settings: LoRASettings, idle: Collection[str] = ()
+) -> dict[str, LowRank]:
     """Put pairs to be trained beside the layers of a denoiser, whose own parameters stay frozen.
+
+    Args:
+        denoiser: with the layers that the targets name.
+        settings: of the LoRA.
+        idle: names of layers that never run; a pair there would get no gradient, so they get none.
 
     Returns:
         The pairs by the layer's name.
 
     Raises:
-        ConfigError: a target that no layer has.
+        ConfigError: a target that no layer has, or idle ones alone.
     """
-    layers = _layers(denoiser, settings.targets)
+    layers = targeted_layers(denoiser, settings.targets)
     pairs = {}
-    for name, layer in layers.items():
+    for name in (name for name in layers if name not in idle):
+        layer = layers[name]
         put(layer, NAME, _new_pair(layer, settings))
         pair = slot_of(layer).part(NAME)
         pair.train_it()
         pairs[name] = pair
+    if not pairs:
+        raise ConfigError(
+            f'model.lora.targets={list(settings.targets)}: the denoiser has such layers '
+            f'({next(iter(layers))}), but none of them does anything in this model.'
+        )
     return pairs
 
 
@@ -120,7 +133,12 @@ def save_lora(path: str | Path, pairs: Mapping[str, LowRank], dtype: str | None 
     return write_tensors(Path(path), written, metadata)
 
 
-def _layers(denoiser: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
+def targeted_layers(denoiser: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers of a denoiser whose names the patterns are found in, by name.
+
+    Raises:
+        ConfigError: a pattern that no layer has.
+    """
     known = {name: m for name, m in denoiser.named_modules() if _takes_a_pair(m)}
     found: set[str] = set()
     for pattern in patterns:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mmvideo.checkpoints.files import read_json
-from mmvideo.checkpoints.load import cast, load_into, read_part, without_weights
+from mmvideo.checkpoints.load import cast, load_into, without_weights
 from mmvideo.checkpoints.parts import clip_vision_tensors
+from mmvideo.checkpoints.single_file import read_model_part
 from mmvideo.checkpoints.sources import TRANSFORMERS_FILES, resolve
 from mmvideo.errors import ConfigError
 from mmvideo.models.borrowed.signatures import constructor_keys
@@ -26,7 +27,8 @@ def build_image_encoder(
     """Build a ``CLIPVisionModelWithProjection``.
 
     Args:
-        from_pretrained: Folder, hub id or ``package://NAME``; None draws new weights.
+        from_pretrained: Folder, hub id, ``package://NAME``, or a file, such as Stable Video
+            Diffusion's; None draws new weights.
         subfolder: Folder of the part inside the source.
         variant: Which files of the source, such as 'fp16'.
         revision: Branch, tag or commit on the hub.
@@ -45,8 +47,13 @@ def build_image_encoder(
     check_keys('CLIPVisionModelWithProjection', keys, accepted())
     if from_pretrained is None:
         return cast(CLIPVisionModelWithProjection(CLIPVisionConfig(**keys)), dtype).eval()
-    config, tensors = read_part(
-        from_pretrained, subfolder, variant=variant, revision=revision, weights=TRANSFORMERS_FILES
+    config, tensors = read_model_part(
+        from_pretrained,
+        'image_encoder',
+        subfolder,
+        variant=variant,
+        revision=revision,
+        weights=TRANSFORMERS_FILES,
     )
     # The config of a whole CLIP nests the image half.
     settings = {**config.get('vision_config', config), **keys}

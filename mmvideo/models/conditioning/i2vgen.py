@@ -13,31 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmvideo.errors import InputError
-from mmvideo.models.conditioning.image import MAX_PIXELS
+from mmvideo.models.conditioning.image import covering_size
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-def check_cover(size: tuple[int, int], width: int, height: int, name: str = 'image') -> None:
-    """Refuse a picture so narrow that it would become huge before it is cut.
-
-    Args:
-        size: width and height of the picture.
-        width: of what it shall cover, in pixels.
-        height: likewise.
-        name: of the picture, for the message.
-
-    Raises:
-        InputError: naming both sizes.
-    """
-    across, down = _covering_size(size, width, height)
-    if across * down > MAX_PIXELS:
-        raise InputError(
-            f'{name} is {size[0]}x{size[1]} px, too narrow: to cover {width}x{height} px it would '
-            f'be scaled to {across}x{down}. Crop it first.'
-        )
 
 
 def cover(picture: Image.Image, width: int, height: int) -> Image.Image:
@@ -49,7 +28,7 @@ def cover(picture: Image.Image, width: int, height: int) -> Image.Image:
     """
     from PIL import Image
 
-    across, down = _covering_size(picture.size, width, height)
+    across, down = covering_size(picture.size, width, height)
     picture = picture.resize((across, down), Image.Resampling.BOX)
     left, top = (across - width) // 2, (down - height) // 2
     return picture.crop((left, top, left + width, top + height))
@@ -91,11 +70,6 @@ def picture_over_time(latent: Tensor, frames: int) -> Tensor:
     places = torch.linspace(0, 1, frames, device=latent.device, dtype=latent.dtype)[1:]
     later = places.view(1, 1, -1, 1, 1).expand(*latent.shape[:2], -1, *latent.shape[2:])
     return torch.cat([latent.unsqueeze(2), later], dim=2)
-
-
-def _covering_size(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
-    scale = min(size[0] / width, size[1] / height)
-    return max(width, int(size[0] // scale)), max(height, int(size[1] // scale))
 
 
 def _pixels(picture: Image.Image) -> Tensor:

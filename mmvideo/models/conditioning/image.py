@@ -69,9 +69,38 @@ def prepare_condition_image(
     if height is None and width is None:
         picture = _official_size(picture, multiple, name)
     else:
-        picture = _covering(picture, *_both_edges(picture, height, width, multiple))
+        edges = _both_edges(picture, height, width, multiple)
+        check_cover(picture.size, *edges, name)
+        picture = _covering(picture, *edges)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return pixels.float().div_(127.5).sub_(1.0)
+
+
+def check_cover(size: tuple[int, int], width: int, height: int, name: str = 'image') -> None:
+    """Refuse a picture so narrow that it would become huge before it is cut.
+
+    Args:
+        size: width and height of the picture.
+        width: of what it shall cover, in pixels.
+        height: likewise.
+        name: of the picture, for the message.
+
+    Raises:
+        InputError: naming both sizes.
+    """
+    across, down = covering_size(size, width, height)
+    if across * down > MAX_PIXELS:
+        raise InputError(
+            f'{name} is {size[0]}x{size[1]} px, too narrow: to cover {width}x{height} px it would '
+            f'be scaled to {across}x{down}. Crop it first.'
+        )
+
+
+def covering_size(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """Width and height of a picture scaled until it covers ``width`` x ``height``, cut to whole
+    numbers."""
+    scale = min(size[0] / width, size[1] / height)
+    return max(width, int(size[0] // scale)), max(height, int(size[1] // scale))
 
 
 def open_rgb(

@@ -8,6 +8,7 @@ Shapes: N batch, T frames, C channels, H W latent size, L tokens, D width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ from mmvideo.models.unet.resnet import ScopedGroupNorm
 from mmvideo.models.unet.spatio_temporal import Mixing
 from mmvideo.models.unet.stages import MidStage, UpStage, run_module
 from mmvideo.registry import MODELS
+
+_LOG = logging.getLogger(__name__)
 
 
 @MODELS.register_module()
@@ -189,6 +192,17 @@ class VideoUNet(nn.Module):
     def disable_gradient_checkpointing(self) -> None:
         """Keep what the backward pass needs, the faster way where memory suffices."""
         self.enable_gradient_checkpointing(False)
+
+    def enable_forward_chunking(self, chunk_size: int | None = None, dim: int = 0) -> None:
+        """Nothing to do: diffusers' switch for memory, which changes no value there either."""
+        if dim not in (0, 1):
+            raise InputError(f'enable_forward_chunking: dim={dim!r}, expected 0 or 1.')
+        _LOG.info(
+            'chunks of the feed-forward have no effect; for less memory use windows or offloading'
+        )
+
+    def disable_forward_chunking(self) -> None:
+        """Nothing to do, see ``enable_forward_chunking``."""
 
     def forward(
         self,
