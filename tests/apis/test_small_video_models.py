@@ -40,9 +40,12 @@ run('svd/train_vae_svd_sprites.py', ['train_dataloader.dataset.num_frames=3'], {
 svd = {'unet': 'unet_svd', 'image_encoder': 'image_encoder'}
 run('svd/train_svd_sprites_frames.py', [*CACHED, *VAE], svd)
 begun = [f'model.{name}.from_pretrained=family' for name in ('image_encoder', 'unet')]
-run('svd/train_svd_sprites.py', [*CACHED, *VAE, *begun], svd)
-run('i2vgen_xl/train_i2vgen-xl_sprites.py',
-    [*CACHED, *VAE, 'model.image_encoder.from_pretrained=family'], {'unet': 'unet_i2vgen-xl'})
+run('svd/train_svd_sprites.py', [*CACHED, *VAE, *begun], {'unet': 'unet_svd'})
+pictures = [begun[0], 'model.unet.image_weights.from_pretrained=family']
+shorter = 'train_dataloader.dataset.num_frames=3'
+run('i2vgen_xl/train_i2vgen-xl_sprites_short.py', [*CACHED, *VAE, *pictures, shorter],
+    {'unet': 'unet_i2vgen-xl'})
+run('i2vgen_xl/train_i2vgen-xl_sprites.py', [*CACHED, *VAE, *begun], {'unet': 'unet_i2vgen-xl'})
 
 parts = {'svd/svd_sprites.py': ('vae', 'image_encoder', 'unet'),
          'i2vgen_xl/i2vgen-xl_sprites.py': ('image_encoder', 'unet')}

@@ -168,7 +168,9 @@ def test_adapters_that_cannot_be(lora: Path, adapters: Any, message: str) -> Non
 def test_a_file_that_is_not_there_is_refused_by_the_config_alone() -> None:
     absent = [dict(type='LoRA', from_pretrained='./none.safetensors')]
     with pytest.raises(WeightsError, match='none'):
-        StableVideoDiffusion.check(model_config('svd', adapters=absent), dict(image=torch.rand(3)))
+        StableVideoDiffusion.check(
+            model_config('svd', adapters=absent), dict(image=torch.rand(3, 16, 16))
+        )
 
 
 def test_adapters_are_added_later(lora: Path) -> None:
