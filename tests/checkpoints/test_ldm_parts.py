@@ -366,6 +366,7 @@ def test_a_file_of_the_hub_is_mapped_and_gives_its_memory_back(content, parts, t
     if found['before'] is None:
         return
     grown = {name: found['after'][name] - size for name, size in found['before'].items()}
-    # The VAE's own 10 MB; of the file's 100 MB neither what was copied nor what was not asked for.
-    assert grown['RssAnon'] < 1.2 * found['weights']
+    # The VAE's own 10 MB, and up to 3 MB that the allocator was seen to keep; of the file's 100 MB
+    # neither what was copied, which would be another 10 at least, nor what was not asked for.
+    assert grown['RssAnon'] < 1.5 * found['weights']
     assert grown['RssFile'] < 0.2 * found['weights'] < ballast['loss.ballast'].nbytes
