@@ -317,13 +317,17 @@ def test_a_file_of_the_hub_is_told_from_a_path(tmp_path, monkeypatch):
 
 
 CHILD = """
-import json, sys
+import ctypes, gc, json, sys
 import torch
 from mmvideo.checkpoints.sources import plan, resolve
 from mmvideo.errors import WeightsError
 from mmvideo.models.borrowed import build_vae
 
 def resident():
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # what is free is not held against it
+    if trim is not None:
+        trim(0)
     fields = dict(line.split(':') for line in open('/proc/self/status') if line.startswith('Rss'))
     return {name: int(value.split()[0]) * 1024 for name, value in fields.items()}
 
@@ -366,7 +370,6 @@ def test_a_file_of_the_hub_is_mapped_and_gives_its_memory_back(content, parts, t
     if found['before'] is None:
         return
     grown = {name: found['after'][name] - size for name, size in found['before'].items()}
-    # The VAE's own 10 MB, and up to 3 MB that the allocator was seen to keep; of the file's 100 MB
-    # neither what was copied, which would be another 10 at least, nor what was not asked for.
-    assert grown['RssAnon'] < 1.5 * found['weights']
+    # The VAE's own 10 MB; of the file's 100 MB neither what was copied nor what was not asked for.
+    assert grown['RssAnon'] < 1.2 * found['weights']
     assert grown['RssFile'] < 0.2 * found['weights'] < ballast['loss.ballast'].nbytes
