@@ -1,5 +1,5 @@
 # Stage 11: another drawing style as a LoRA beside the plain model, which keeps what it knows of
-# captions. Fine-tuned as a whole on these few pictures it forgot half of that.
+# captions.
 _base_ = ['t2i_sprites.py', '../_base_/train.py']
 
 model = dict(
