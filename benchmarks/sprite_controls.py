@@ -135,9 +135,8 @@ class Bench:
     def _guidance(self, editor: Any) -> dict[str, Any]:
         if self.args.guidance is not None:
             return dict(guidance_scale=self.args.guidance)
-        names = ('guidance_scale', 'guidance_interval')
-        return {name: editor.predict_arguments[name] for name in names
-                if name in editor.predict_arguments}  # fmt: skip
+        told = editor.predict_arguments
+        return {name: value for name, value in told.items() if name.startswith('guidance_')}
 
 
 def windows(bench: Bench) -> list[Figure]:

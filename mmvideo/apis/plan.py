@@ -255,12 +255,13 @@ def _part(name: str, part: Mapping[str, Any], model: Mapping[str, Any]) -> Part:
         return Part(name, part['type'], where, (), 0, part)
     from mmvideo.checkpoints import sources
 
-    names = (sources.DIFFUSERS_FILES, sources.TRANSFORMERS_FILES)
-    first, second = reversed(names) if name.endswith('encoder') else names
+    names = sources.DIFFUSERS_FILES + sources.TRANSFORMERS_FILES
+    if name.endswith('encoder'):
+        names = sources.TRANSFORMERS_FILES + sources.DIFFUSERS_FILES
     files = sources.plan(
         source,
         part.get('subfolder'),
-        filenames=first + second,
+        filenames=names,
         variant=part.get('variant'),
         revision=part.get('revision'),
     )
