@@ -188,14 +188,13 @@ def turn(bench: Bench) -> list[Figure]:
     """A prompt says left and from frame 8 on right."""
     from mmvideo.datasets.sprites import caption, parse_caption
     from mmvideo.evaluation import motion
-    from mmvideo.evaluation.sprite_tracking import track
 
     done = []
     for seed, scene in bench.scenes(pace='steady'):
         texts = [caption(replace(scene, heading=heading)) for heading in ('left', 'right')]
         prompt = {0: texts[0], TURN: texts[1], 'interpolation': 'step'}
-        found = track(bench.make(bench.animatediff, seed, prompt, 16))
-        done.append(motion.turns(found, *map(parse_caption, texts), TURN, 64))
+        clip = bench.make(bench.animatediff, seed, prompt, 16)
+        done.append(motion.turns(clip, *map(parse_caption, texts), TURN))
     return [Figure('prompt from left to right: turns', _share(done), '%', 80)]
 
 

@@ -30,6 +30,7 @@ STAGES = (
     'animatediff_centred',
     'animatediff',
     'animatediff_joint',
+    'animatediff_turning',
     'pia_still',
     'pia_short',
     'pia',

@@ -1,4 +1,5 @@
-# Stage 6: motion modules go on with paths anywhere, from the weights of stage 5.
+# Motion modules go on with paths anywhere, from the weights of
+# train_animatediff_sprites_centred.py.
 _base_ = ['animatediff_sprites.py', '../_base_/train.py']
 
 model = dict(trainable=['motion_modules'], timestep_range=(200, 1000))

@@ -1,4 +1,4 @@
-# Stage 5: motion modules begin on the frozen text-to-image model, with clips whose paths have their
+# Motion modules begin on the frozen text-to-image model, with clips whose paths have their
 # middle in the middle of the frame: there a heading says where each frame has its sprite.
 _base_ = ['animatediff_sprites.py', '../_base_/train.py']
 

@@ -1,4 +1,4 @@
-# Stage 7: the denoiser's text layers and the text encoder learn along with the motion modules,
+# The denoiser's text layers and the text encoder learn along with the motion modules,
 # which see words through them alone. A single picture tells little of "still" or "slowly", so
 # sprites that should stand drifted where they face; hence the paces, too.
 _base_ = 'train_animatediff_sprites.py'

@@ -1,4 +1,4 @@
-# Stage 10: the condition channels and the motion modules learn to animate a given picture.
+# The condition channels and the motion modules learn to animate a given picture.
 _base_ = ['pia_sprites.py', '../_base_/train.py']
 
 # Largest score of a frame by its distance from the condition frame, over 1500 clips.

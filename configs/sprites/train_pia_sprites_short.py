@@ -1,4 +1,4 @@
-# Stage 9: the motion modules meet the picture in windows of four frames, from eight clips a step
+# The motion modules meet the picture in windows of four frames, from eight clips a step
 # instead of two. What is to be learnt first, to stay where the picture is, needs no long clip.
 _base_ = 'train_pia_sprites.py'
 

@@ -1,4 +1,4 @@
-# Stage 8: the condition channels learn to show a given picture, on single frames that are their own
+# The condition channels learn to show a given picture, on single frames that are their own
 # condition. A step sees 32 pictures instead of the 2 of two clips, and nothing but copying lowers
 # its loss; from clips alone the other frames were denoised as if there were no picture.
 _base_ = 'train_pia_sprites.py'

@@ -1,4 +1,4 @@
-# Stage 4: text to image everywhere in the frame, from the weights of stage 3.
+# Text to image everywhere in the frame, from the weights of train_t2i_sprites_near.py.
 _base_ = ['t2i_sprites.py', '../_base_/train.py']
 
 model = dict(trainable=['^unet', '^text_encoder'])

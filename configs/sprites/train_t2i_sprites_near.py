@@ -1,4 +1,4 @@
-# Stage 3: text to image from nothing, of sprites near the middle of the frame; the text encoder
+# Text to image from nothing, of sprites near the middle of the frame; the text encoder
 # learns along with the denoiser. Where a sprite may be anywhere, its place is decided before its
 # heading is seen, and a training of 7000 steps did not connect the words of heading to anything;
 # near the middle they are learnt in a few hundred, and kept when the sprites spread out.

@@ -1,4 +1,4 @@
-# Stage 11: another drawing style as a LoRA beside the plain model, which keeps what it knows of
+# Another drawing style as a LoRA beside the plain model, which keeps what it knows of
 # captions.
 _base_ = ['t2i_sprites.py', '../_base_/train.py']
 

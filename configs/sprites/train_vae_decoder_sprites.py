@@ -1,4 +1,4 @@
-# Stage 2: the decoder goes on alone, and learns to forgive the small errors that a denoiser leaves
+# The decoder goes on alone, and learns to forgive the small errors that a denoiser leaves
 # in its latents. The encoder stays, so every model that was trained on its latents fits as before.
 _base_ = 'train_vae_sprites.py'
 

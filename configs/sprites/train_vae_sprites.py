@@ -1,4 +1,4 @@
-# Stage 1 of the sprite family: an image VAE with 4 latent channels at a quarter of the size.
+# The sprite family begins with an image VAE with 4 latent channels at a quarter of the size.
 _base_ = '../_base_/train.py'
 
 model = dict(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ SHARD = 256  # clips a file: what an interrupted encoding loses at most
 CHUNK = 64  # frames that the VAE sees at once
 _DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
 _FORMAT = 1
+_KEYFRAMES = re.compile(r'^\s*\d+\s*:.*\n|\n\s*\d+\s*:')  # of a caption that is a timeline
 _ENCODER = ('encoder.', 'quant_conv.')  # what latents depend on of a VAE's weights
 NUMBERS = ('fps', 'motion_bucket_id')  # of a clip, kept where the dataset has them
 
@@ -97,9 +99,7 @@ class CachedLatents(Dataset):
         self.captions = self._texts(self.captions_path)
         self.numbers = self._texts(self.numbers_path)
         self._shards: dict[Path, Tensor] = {}
-        clip_frames = self._read('moments', 0).shape[0]
-        if num_frames is not None and num_frames > clip_frames:
-            raise ConfigError(f'num_frames={num_frames}: the cached clips have {clip_frames}.')
+        self._check_window(self._read('moments', 0).shape[0])
 
     def __len__(self) -> int:
         return self.num_clips
@@ -162,6 +162,18 @@ class CachedLatents(Dataset):
         if path not in self._shards:
             self._shards[path] = read_tensors(path)[kind]
         return self._shards[path][index % SHARD]
+
+    def _check_window(self, clip_frames: int) -> None:
+        frames = clip_frames if self.num_frames is None else self.num_frames
+        if frames > clip_frames:
+            raise ConfigError(f'num_frames={frames}: the cached clips have {clip_frames}.')
+        changing = [index for index, text in enumerate(self.captions) if _KEYFRAMES.search(text)]
+        if frames < clip_frames and changing:
+            raise ConfigError(
+                f'num_frames={frames}: the caption of clip {changing[0]} changes over its '
+                f'{clip_frames} frames, and a window of it would not know where; leave num_frames '
+                'out.'
+            )
 
     def _window(self, clip_frames: int, rng: np.random.Generator | None) -> slice:
         frames = self.num_frames or clip_frames

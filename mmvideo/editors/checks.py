@@ -1,11 +1,11 @@
-"""Checks of single arguments of ``infer``; each says what was expected."""
+"""Checks of single arguments; each says what was expected."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from mmvideo.errors import InputError, nearest
+from mmvideo.errors import ConfigError, InputError, nearest
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
@@ -29,3 +29,17 @@ def check_choice(name: str, value: Any, valid: Sequence[Any]) -> None:
     if not any(value is known or (isinstance(known, str) and value == known) for known in valid):
         listed = ', '.join(repr(known) for known in valid)
         raise InputError(f'{name}={value!r}: expected one of {listed}.{nearest(value, valid)}')
+
+
+def timestep_bounds(given: Any, scheduler: Any) -> tuple[int, int]:
+    """``timestep_range`` of training as the first timestep and the one after the last."""
+    count = scheduler.config.num_train_timesteps
+    if given is None:
+        return (0, count)
+    pair = isinstance(given, (list, tuple)) and len(given) == 2
+    if not pair or not all(type(bound) is int for bound in given):
+        raise ConfigError(f'model.timestep_range={given!r}: expected two integers.')
+    first, last = given
+    if not 0 <= first < last <= count:
+        raise ConfigError(f'model.timestep_range={given!r}: expected 0 <= first < last <= {count}.')
+    return (first, last)

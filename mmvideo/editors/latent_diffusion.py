@@ -18,6 +18,7 @@ from mmvideo.diffusion.objective import (
     weighted_mse,
 )
 from mmvideo.editors.adapters import Adaptable
+from mmvideo.editors.checks import timestep_bounds
 from mmvideo.editors.course import check_course, step_count
 from mmvideo.editors.facts import read_facts, text_layers
 from mmvideo.editors.image_prompts import (
@@ -37,6 +38,7 @@ from mmvideo.editors.parts import (
     with_trained_betas,
 )
 from mmvideo.editors.preprocessor import build_preprocessor, given
+from mmvideo.editors.prompts import caption_rows, encode_rows
 from mmvideo.editors.request import (
     Request,
     Sample,
@@ -75,6 +77,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
             ``dict(rank=8, alpha=8, targets=['attentions.*to_[qkv]'])``, see
             ``mmvideo.models.adapters.trained_lora.LoRASettings``.
         caption_dropout: probability, per sample, of training without its caption.
+        changing_captions: read captions in training as prompts are read, where lines such as
+            ``8: ...`` are keyframes. Without, a caption with lines is one text as it stands.
         min_snr_gamma: None for the plain mean squared error.
         timestep_range: training draws its timesteps from ``[first, last)``; None is all of them.
         predict: arguments of ``infer`` when a runner tests or validates.
@@ -111,6 +115,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         trainable: Sequence[str] = (),
         lora: dict | None = None,
         caption_dropout: float = 0.1,
+        changing_captions: bool = False,
         min_snr_gamma: float | None = None,
         timestep_range: Sequence[int] | None = None,
         predict: dict | None = None,
@@ -142,8 +147,9 @@ class LatentDiffusion(Adaptable, LatentEditor):
             self.train_scheduler, train_scheduler or scheduler, self.unet
         )
         self.caption_dropout = caption_dropout
+        self.changing_captions = changing_captions
         self.min_snr_gamma = min_snr_gamma
-        self.timestep_range = _bounds(timestep_range, self.train_scheduler)
+        self.timestep_range = timestep_bounds(timestep_range, self.train_scheduler)
         self.predict_arguments = dict(predict or {})
         self._check_prediction_type()
         check_lora(dict(lora=lora, trainable=trainable))
@@ -186,7 +192,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         check_lora(model)
         if model.get('timestep_range') is not None:
             schedule = SCHEDULERS.build(copy.deepcopy(_training_schedule(model)))
-            _bounds(model['timestep_range'], schedule)
+            timestep_bounds(model['timestep_range'], schedule)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Training mode for the denoiser; the VAE and a frozen text encoder stay as they are."""
@@ -335,7 +341,7 @@ class LatentDiffusion(Adaptable, LatentEditor):
         timesteps = torch.randint(*self.timestep_range, clean.shape[:1], device=clean.device)
         alpha_bar = self.train_scheduler.alphas_cumprod.to(clean.device)[timesteps]
         noisy = self._training_input(add_noise(clean, noise, alpha_bar), data_samples)
-        context = self._training_context(given(data_samples, 'caption', 'a text'))
+        context = self._training_context(given(data_samples, 'caption', 'a text'), clean.shape[2])
         others = self._training_arguments(clean, data_samples)
         prediction = self.unet(noisy, timesteps, context, **others)
         kind = self.train_scheduler.config.prediction_type
@@ -358,13 +364,19 @@ class LatentDiffusion(Adaptable, LatentEditor):
     def _training_input(self, noisy: torch.Tensor, samples: dict) -> torch.Tensor:
         return noisy
 
-    def _training_context(self, captions: Sequence[str]) -> torch.Tensor:
+    def _training_context(self, captions: Sequence[str], num_frames: int) -> torch.Tensor:
+        """[N, L, D], or [N * T, L, D] where a caption changes over the frames."""
         dropped = torch.rand(len(captions)) < self.caption_dropout
         texts = ['' if d else c for d, c in zip(dropped.tolist(), captions, strict=True)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_text):
-            return encode_prompts(
-                self.tokenizer, self.text_encoder, texts, None, self.train_clip_skip
-            )
+            if self.changing_captions:
+                rows = caption_rows(texts, num_frames)
+                device = next(self.text_encoder.parameters()).device
+                return encode_rows(rows, num_frames, self._encode_captions, device).at()
+            return self._encode_captions(texts)
+
+    def _encode_captions(self, texts: Sequence[str]) -> torch.Tensor:
+        return encode_prompts(self.tokenizer, self.text_encoder, texts, None, self.train_clip_skip)
 
     def _predict(self, inputs: torch.Tensor | None, samples: dict) -> list[dict]:
         """Samples for a batch's captions, one dict each, with what metrics compare them to."""
@@ -397,17 +409,3 @@ class LatentDiffusion(Adaptable, LatentEditor):
 
 def _training_schedule(model: Mapping[str, Any]) -> Any:
     return model.get('train_scheduler') or model.get('scheduler')
-
-
-def _bounds(given: Any, scheduler: Any) -> tuple[int, int]:
-    """``timestep_range`` as the first timestep and the one after the last."""
-    count = scheduler.config.num_train_timesteps
-    if given is None:
-        return (0, count)
-    pair = isinstance(given, (list, tuple)) and len(given) == 2
-    if not pair or not all(type(bound) is int for bound in given):
-        raise ConfigError(f'model.timestep_range={given!r}: expected two integers.')
-    first, last = given
-    if not 0 <= first < last <= count:
-        raise ConfigError(f'model.timestep_range={given!r}: expected 0 <= first < last <= {count}.')
-    return (first, last)

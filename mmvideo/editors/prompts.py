@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mmvideo.editors.timeline import Timeline
+from mmvideo.editors.timeline import Timeline, text_timeline
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,18 @@ def encode_rows(
             states.append(track.states.to(device))
             timelines += track.rows
     return PromptTrack(torch.cat([s.to(device).float() for s in states]), timelines, num_frames)
+
+
+def caption_rows(captions: Sequence[str], num_frames: int) -> list[Timeline]:
+    """The captions of T frames as timelines.
+
+    Raises:
+        InputError: for a key beyond the clip.
+    """
+    rows = [text_timeline(caption, 'caption') for caption in captions]
+    for row in rows:
+        row.check('caption', num_frames)
+    return rows
 
 
 def _mixed(shares: Tensor, states: Tensor, frames: Tensor | None) -> Tensor:

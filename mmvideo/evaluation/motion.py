@@ -14,7 +14,7 @@ import numpy as np
 
 from mmvideo.datasets.sprites.world import FRAME
 from mmvideo.errors import InputError
-from mmvideo.evaluation.sprite_tracking import Track
+from mmvideo.evaluation.sprite_tracking import Track, track
 from mmvideo.evaluation.sprites import follows
 
 TINY = 1e-6  # a change that counts as none
@@ -76,20 +76,20 @@ def loop_seam(clip: np.ndarray) -> float:
     return float(steps[-1] / max(steps[:-1].max(), TINY))
 
 
-def turns(found: Track, before: Mapping, after: Mapping, at: int, size: int) -> bool:
+def turns(clip: np.ndarray, before: Mapping, after: Mapping, at: int) -> bool:
     """Whether a sprite moves as one caption says up to a frame, and as another one from there on.
 
+    The two parts are tracked by themselves: the sprite faces another way in each.
+
     Args:
-        found: the clip's track.
+        clip: uint8 [T, S, S, 3].
         before: what the first caption says, see ``parse_caption``.
         after: what the second one says.
         at: the frame in which the caption changes.
-        size: S.
     """
-    if found.lost:
-        return False
-    parts = ((slice(None, at), before), (slice(at, None), after))
-    return all(follows(_part(found, part), said, size) is True for part, said in parts)
+    size = clip.shape[1]
+    parts = ((clip[:at], before), (clip[at:], after))
+    return all(follows(track(part), said, size) is True for part, said in parts)
 
 
 def keeps_direction(found: Track, said: Mapping, size: int, window: int = 16) -> bool | None:

@@ -111,6 +111,14 @@ def test_half_precision_encoder_is_near(config: dict, vae_folder: Path) -> None:
     assert torch.allclose(item['latents'], moments(vae_folder, 3), atol=0.05)
 
 
+def test_a_caption_that_changes_is_kept_and_takes_whole_clips(config: dict) -> None:
+    turning = dict(type='TurningSprites', world={**SPRITES, 'num_frames': 8}, share=1.0)
+    source, cache = DATASETS.build(turning), DATASETS.build({**config, 'dataset': turning})
+    assert cache[3]['caption'] == source[3]['caption'] and '\n' in cache[3]['caption']
+    with pytest.raises(ConfigError, match='num_frames=4: the caption of clip 0 changes'):
+        DATASETS.build({**config, 'dataset': turning, 'num_frames': 4})
+
+
 def test_second_use_reads_only(config: dict, monkeypatch) -> None:
     first = DATASETS.build(config)[4]['latents']
     forbid_encoding(monkeypatch)

@@ -76,7 +76,7 @@ def dropped(editor: Any, runs: int, monkeypatch: pytest.MonkeyPatch) -> list[lis
     monkeypatch.setattr('mmvideo.editors.latent_diffusion.encode_prompts', encode)
     torch.manual_seed(0)
     for _ in range(runs):
-        editor._training_context(CAPTIONS)
+        editor._training_context(CAPTIONS, 4)
     for prompts in seen:
         assert all(p in ('', c) for p, c in zip(prompts, CAPTIONS, strict=True))
     return [[p == '' for p in prompts] for prompts in seen]
@@ -98,6 +98,28 @@ def test_caption_dropout_at_its_ends(
 ) -> None:
     rows = dropped(build('AnimateDiff', caption_dropout=rate), 20, monkeypatch)
     assert all(flag is expected for row in rows for flag in row)
+
+
+def test_captions_that_change_are_seen_frame_by_frame(build: Callable) -> None:
+    """The same context as a prompt that changes has, and gradients reach the text encoder."""
+    lines = '0: a red fish\n2: a blue car\ninterpolation: step'
+    editor = build('AnimateDiff', caption_dropout=0.0, changing_captions=True).train()
+    context = editor._training_context([lines, 'a car'], 3)
+    plain = build('AnimateDiff', caption_dropout=0.0)
+    fish, blue, car = plain._training_context(['a red fish', 'a blue car', 'a car'], 3)
+    torch.testing.assert_close(context, torch.stack([fish, fish, blue, car, car, car]))
+    assert plain._training_context([lines, 'a car'], 3).shape[0] == 2  # one text as it stands
+    torch.testing.assert_close(editor._training_context(['a red fish'], 3)[0], fish)
+    trained = build('AnimateDiff', changing_captions=True, trainable=['^text_encoder']).train()
+    loss = trained.loss(clips(2), dict(caption=[lines, 'a car']))['loss']
+    loss.backward()
+    assert all(p.grad is not None for p in trained.text_encoder.parameters())
+
+
+def test_a_caption_that_changes_beyond_its_clip_is_refused(build: Callable) -> None:
+    editor = build('AnimateDiff', caption_dropout=0.0, changing_captions=True)
+    with pytest.raises(InputError, match='key 3 lies beyond the clip'):
+        editor.loss(clips(1), dict(caption=['0: a fish\n3: a car']))
 
 
 def test_condition_is_dropped_sample_by_sample(build: Callable) -> None:

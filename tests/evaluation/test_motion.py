@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmvideo.datasets.sprites import Scene, parse_caption, render_at
+from mmvideo.datasets.sprites import Scene, background, parse_caption, render_at
 from mmvideo.diffusion.windows import Windows
 from mmvideo.errors import InputError
 from mmvideo.evaluation import motion
@@ -94,14 +94,17 @@ LEFT, RIGHT = (parse_caption(f'a red car moving {way} in the desert') for way in
 
 def test_turns() -> None:
     half = np.linspace(0, 7, 8)
-    turning = np.concatenate([30 - half, 23 + half])
-    assert motion.turns(on_a_line(turning), LEFT, RIGHT, 8, 64)
-    assert not motion.turns(on_a_line(turning), RIGHT, LEFT, 8, 64)
-    assert not motion.turns(on_a_line(np.linspace(40, 20, 16)), LEFT, RIGHT, 8, 64)
-    assert not motion.turns(on_a_line(turning, lost=True), LEFT, RIGHT, 8, 64)
-    gone = replace(on_a_line(turning), positions=on_a_line(turning).positions.copy())
-    gone.positions[8:] = np.nan
-    assert not motion.turns(gone, LEFT, RIGHT, 8, 64)
+    left, right = (replace(CAR, heading=way) for way in ('left', 'right'))
+    away, back = drawn(35 - half, left), drawn(28 + half, right)
+    turning = np.concatenate([away, back])
+    assert motion.turns(turning, LEFT, RIGHT, 8)
+    assert not motion.turns(turning, RIGHT, LEFT, 8)
+    assert motion.turns(drawn(np.concatenate([35 - half, 28 + half])), LEFT, RIGHT, 8)  # in reverse
+    assert not motion.turns(drawn(np.linspace(40, 20, 16)), LEFT, RIGHT, 8)
+    standing = drawn(np.full(8, 28.0), right)
+    assert not motion.turns(np.concatenate([away, standing]), LEFT, RIGHT, 8)
+    gone = np.repeat(background('desert', 'flat', 64)[None], 8, axis=0)
+    assert not motion.turns(np.concatenate([away, gone]), LEFT, RIGHT, 8)
 
 
 def test_motion_where_the_affinity_is_low() -> None:

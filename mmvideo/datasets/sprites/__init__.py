@@ -5,6 +5,7 @@ from mmvideo.datasets.sprites.grammar import VOCABULARY, caption, captions, pars
 from mmvideo.datasets.sprites.palette import COLOURS, STYLES
 from mmvideo.datasets.sprites.places import PLACES, background
 from mmvideo.datasets.sprites.shapes import KINDS
+from mmvideo.datasets.sprites.turning import TurningSprites
 from mmvideo.datasets.sprites.world import (
     HEADINGS,
     PACES,
@@ -26,6 +27,7 @@ __all__ = [
     'VOCABULARY',
     'Scene',
     'SpriteWorld',
+    'TurningSprites',
     'background',
     'caption',
     'captions',
