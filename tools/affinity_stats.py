@@ -82,7 +82,7 @@ def measure(source: dict, clips: int) -> Any:
         dataset=str(source['type']),
         size=found.size,
         num_frames=found.num_frames,
-        stride=int(getattr(dataset, 'stride', 1)),
+        stride=getattr(dataset, 'stride', 1),
         num_clips=clips,
     )
 
@@ -109,9 +109,10 @@ def _line(done: int, total: int) -> None:
 def report(statistics: Any) -> str:
     """The table as text."""
     height, width = statistics.size
+    apart = 'at a rate' if statistics.stride is None else f'stride {statistics.stride}'
     lines = [
         f'{statistics.dataset}: {statistics.num_clips} clips of {statistics.num_frames} frames, '
-        f'{width}x{height} px, stride {statistics.stride}',
+        f'{width}x{height} px, {apart}',
         'offset   minimum   maximum',
     ]
     ranges = zip(statistics.minimum, statistics.maximum, strict=True)

@@ -1,5 +1,5 @@
-# PLACEHOLDER DATA: sprites at 256 px stand in for video clips. This shows the recipe of AnimateDiff
-# and that it runs at this size; real footage needs train_dataloader.dataset changed.
+# Of your own clips: data/clips/clips.csv has the columns video and caption, see the README.
+# The recipe of the second stage of AnimateDiff.
 _base_ = ['animatediff-v2_sd15.py', '../_base_/train.py']
 
 model = dict(
@@ -18,7 +18,14 @@ model = dict(
 train_dataloader = dict(
     batch_size=4,
     num_workers=4,
-    dataset=dict(type='SpriteWorld', length=100000, num_frames=16, size=256),
+    dataset=dict(
+        type='VideoTextDataset',
+        root='data/clips',
+        annotations='data/clips/clips.csv',
+        num_frames=16,
+        stride=4,
+        size=256,
+    ),
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
 )

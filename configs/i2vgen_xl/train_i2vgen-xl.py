@@ -1,5 +1,4 @@
-# PLACEHOLDER DATA: sprites at 256 px stand in for video clips. This shows I2VGen-XL's recipe and
-# that it runs at this size; real footage needs train_dataloader.dataset.dataset changed.
+# Of your own clips: data/clips/clips.csv has the columns video and caption, see the README.
 # It goes on from the published weights; the whole denoiser is trained.
 _base_ = ['i2vgen-xl.py', '../_base_/train.py']
 
@@ -10,17 +9,17 @@ model = dict(
     caption_dropout=0.0,
     condition_dropout=0.1,
     noise_offset=0.1,
-    clip_fps=8,
 )
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,
     dataset=dict(
-        type='CachedLatents',
-        dataset=dict(type='SpriteWorld', length=4000, num_frames=16, size=256, paths='varied'),
-        vae={{_base_.model.vae}},
-        cache_dir='work_dirs/i2vgen-xl/cache',
-        num_clips=4000,
+        type='VideoTextDataset',
+        root='data/clips',
+        annotations='data/clips/clips.csv',
+        num_frames=16,
+        fps=8,
+        size=(256, 448),
     ),
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
@@ -40,7 +39,7 @@ custom_hooks = [
             prompt='a red fish moving left on the sea',
             image='package://sprites/examples/fish.png',
             height=256,
-            width=256,
+            width=448,
             target_fps=8,
             num_inference_steps=25,
             seed=0,

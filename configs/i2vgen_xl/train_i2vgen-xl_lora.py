@@ -1,4 +1,3 @@
-# PLACEHOLDER DATA, as in train_i2vgen-xl.py: sprites (SpriteWorld) stand in for video clips.
 # A LoRA beside the frozen denoiser, in image and temporal layers. Use it with
 #   python tools/infer.py configs/i2vgen_xl/i2vgen-xl.py --lora FOLDER/export/lora
 _base_ = 'train_i2vgen-xl.py'

@@ -1,5 +1,4 @@
-# PLACEHOLDER DATA: sprites at 256 px stand in for video clips. This shows PIA's recipe and that it
-# runs at this size; real footage needs train_dataloader.dataset.dataset and statistics changed.
+# Of your own clips: data/clips/clips.csv has the columns video and caption, see the README.
 # It goes on from the published modules: the fine-tuned UNet that PIA began from is not public.
 _base_ = ['pia_sd15.py', '../_base_/train.py']
 
@@ -14,12 +13,13 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=4,
     dataset=dict(
-        type='CachedLatents',
-        dataset=dict(type='SpriteWorld', length=4000, num_frames=16, size=256, paths='varied'),
-        vae={{_base_.model.vae}},
-        cache_dir='work_dirs/pia_sd15/cache',
-        num_clips=4000,
-        affinity=True,
+        type='VideoTextDataset',
+        root='data/clips',
+        annotations='data/clips/clips.csv',
+        num_frames=16,
+        stride=4,
+        size=256,
+        pipeline=[dict(type='AddAffinity')],
     ),
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),

@@ -1,5 +1,4 @@
-# PLACEHOLDER DATA: sprites at 256 px stand in for video clips. This shows SVD's objective and that
-# it runs at this size; real footage needs train_dataloader.dataset.dataset changed.
+# Of your own clips: data/clips/clips.csv has the columns video and caption, see the README.
 # It goes on from the published weights; the whole denoiser is trained.
 _base_ = ['svd.py', '../_base_/train.py']
 
@@ -12,19 +11,19 @@ model = dict(
     augmentation_mean=-3.0,
     augmentation_std=0.5,
     condition_dropout=0.1,
-    train_fps=7,
+    # Of clips without a column motion_bucket_id.
     train_motion_bucket_id=127,
 )
 train_dataloader = dict(
     batch_size=1,
     num_workers=4,
     dataset=dict(
-        type='CachedLatents',
-        dataset=dict(type='SpriteWorld', length=4000, num_frames=14, size=256, paths='varied'),
-        vae={{_base_.model.vae}},
-        cache_dir='work_dirs/svd/cache',
-        num_clips=4000,
-        first_frame=True,
+        type='VideoTextDataset',
+        root='data/clips',
+        annotations='data/clips/clips.csv',
+        num_frames=14,
+        fps=7,
+        size=(320, 512),
     ),
     sampler=dict(type='ResumableSampler'),
     collate_fn=dict(type='default_collate'),
@@ -39,8 +38,8 @@ custom_hooks = [
         interval=1000,
         arguments=dict(
             image='package://sprites/examples/fish.png',
-            height=256,
-            width=256,
+            height=320,
+            width=512,
             video_length=14,
             seed=0,
         ),

@@ -1,4 +1,3 @@
-# PLACEHOLDER DATA, as in train_svd.py: sprites (SpriteWorld) stand in for video clips.
 # Only what is temporal is trained; the image layers stay as they are.
 _base_ = 'train_svd.py'
 

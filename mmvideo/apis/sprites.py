@@ -57,9 +57,7 @@ STAGES = {
     'animatediff_joint': Stage(
         'sprites/train_animatediff_sprites_joint.py', _MOVING, {**_T2I, **_MOTION}
     ),
-    'animatediff_turning': Stage(
-        'sprites/train_animatediff_sprites_turning.py', _MOVING, _MOTION
-    ),
+    'animatediff_turning': Stage('sprites/train_animatediff_sprites_turning.py', _MOVING, _MOTION),
     'pia_still': Stage('sprites/train_pia_sprites_still.py', _MOVING, _PIA),
     'pia_short': Stage('sprites/train_pia_sprites_short.py', _MOVING, _PIA),
     'pia': Stage('sprites/train_pia_sprites.py', _MOVING, _PIA),

@@ -179,7 +179,8 @@ class AffinityStatistics:
         dataset: name of the data set.
         size: height and width of the frames, px.
         num_frames: frames of a clip.
-        stride: source frames from one frame of a clip to the next.
+        stride: source frames from one frame of a clip to the next; None where clips are taken at
+            a rate of frames a second.
         num_clips: clips measured; 0 where the source does not say.
     """
 
@@ -188,7 +189,7 @@ class AffinityStatistics:
     dataset: str = ''
     size: tuple[int, int] = (0, 0)
     num_frames: int = 0
-    stride: int = 1
+    stride: int | None = 1
     num_clips: int = 0
 
     def __post_init__(self) -> None:
