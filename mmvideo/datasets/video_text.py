@@ -95,8 +95,10 @@ class VideoTextDataset(Dataset):
         """The item ``index``, see the class."""
         if not -len(self) <= index < len(self):
             raise IndexError(f'clip {index} of {len(self)}')
-        drawn = isinstance(index, Draw)
-        rng = index.rng() if drawn else np.random.default_rng([self.seed, index % len(self)])
+        if isinstance(index, Draw):
+            rng = index.rng()
+        else:
+            rng = np.random.default_rng([self.seed, index % len(self)])
         row = self.rows[index]
         path = self.root / row.video
         times, rate = self._window(path, rng)

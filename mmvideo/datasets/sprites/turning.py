@@ -113,8 +113,8 @@ def turning_path(
         axis=0,
     )
     way = np.concatenate([np.zeros((1, 2)), steps.cumsum(axis=0)]) * scene.travel / (frames - 1)
-    sides = np.maximum(*(reach(s.kind, s.heading, s.style) for s in (scene, turned)))
-    left, right, up, down = sides
+    reached = [reach(part.kind, part.heading, part.style) for part in (scene, turned)]
+    left, right, up, down = np.max(reached, axis=0)
     low, high = np.array([left, up]), np.array([FRAME - right, FRAME - down])
     span, room = np.ptp(way, axis=0), np.maximum(high - low, 0)
     fits = float(min(1.0, *(room[span > 0] / span[span > 0]))) if span.any() else 1.0
