@@ -44,6 +44,13 @@ def min_snr_weights(prediction_type: str, alpha_bar: torch.Tensor, gamma: float)
     return clipped / divisor[prediction_type]
 
 
+def condition_weights(chosen: torch.Tensor, num_frames: int, weight: float) -> torch.Tensor:
+    """Weights [N, T] of frames: ``weight`` for ``chosen`` [N], 1 for the others, then mean 1."""
+    frames = torch.ones(len(chosen), num_frames, device=chosen.device)
+    frames.scatter_(1, chosen[:, None], weight)
+    return frames / frames.mean(1, keepdim=True)
+
+
 def weighted_mse(
     prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:

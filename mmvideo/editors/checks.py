@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from mmvideo.errors import ConfigError, InputError, nearest
@@ -43,3 +44,9 @@ def timestep_bounds(given: Any, scheduler: Any) -> tuple[int, int]:
     if not 0 <= first < last <= count:
         raise ConfigError(f'model.timestep_range={given!r}: expected 0 <= first < last <= {count}.')
     return (first, last)
+
+
+def check_loss_weight(weight: Any) -> None:
+    """``condition_loss_weight``, what the picture's frame weighs in training."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < inf:
+        raise ConfigError(f'model.condition_loss_weight={weight!r}: expected a number above 0.')

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmvideo.editors.checks import check_range, check_whole
+from mmvideo.editors.checks import check_loss_weight, check_range, check_whole
 from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
@@ -45,6 +45,8 @@ class I2VGenXL(LatentDiffusion):
             which is what guidance steers away from. ``caption_dropout`` drops the caption alone.
         noise_offset: what is added to the noise of training for each channel of a frame as a
             whole, in deviations; 0.1 for the published weights.
+        condition_loss_weight: of the first frame in the training loss, where every other frame
+            counts 1; the mean over a clip stays 1. 1 is the published loss.
         clip_fps: frames a second of clips in training whose dataset gives no ``fps``.
         train_clip_skip: layers left out at the end of the text encoder in training; what ``infer``
             leaves out is its ``clip_skip``.
@@ -64,12 +66,14 @@ class I2VGenXL(LatentDiffusion):
         feature_extractor: dict | None = None,
         condition_dropout: float = 0.0,
         noise_offset: float = 0.0,
+        condition_loss_weight: float = 1.0,
         clip_fps: int = 16,
         train_clip_skip: int = 1,
         **kwargs: Any,
     ) -> None:
         _check_parts(image_encoder, feature_extractor)
         _check_training(condition_dropout, noise_offset, clip_fps)
+        check_loss_weight(condition_loss_weight)
         own_parts = {} if image_encoder is None else dict(image_encoder=image_encoder)
         weight_files(own_parts)  # a missing file is found before another is read
         super().__init__(**kwargs)
@@ -82,6 +86,7 @@ class I2VGenXL(LatentDiffusion):
             _check_width(self.image_encoder, self.unet)
         self.condition_dropout = condition_dropout
         self.noise_offset = noise_offset
+        self.condition_loss_weight = condition_loss_weight
         self.clip_fps = clip_fps
         check_clip_skip(train_clip_skip, self.text_encoder.config.num_hidden_layers)
         self.train_clip_skip = train_clip_skip
@@ -192,6 +197,7 @@ class I2VGenXL(LatentDiffusion):
             model.get('noise_offset', 0.0),
             model.get('clip_fps', 16),
         )
+        check_loss_weight(model.get('condition_loss_weight', 1.0))
 
     def recipe_picture(self, picture: Any, height: int | None, width: int | None) -> Tensor:
         """A picture as a recipe keeps it: whole, as no smaller one has both of its views."""
@@ -241,8 +247,9 @@ class I2VGenXL(LatentDiffusion):
         dropped = torch.rand(len(clean)) < self.condition_dropout
         captions = given(data_samples, 'caption', 'a text')
         kept = ['' if d else c for d, c in zip(dropped.tolist(), captions, strict=True)]
-        samples = {**data_samples, 'caption': kept, 'dropped': dropped.to(clean.device)}
-        return super().loss(clean, samples)
+        first = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
+        samples = dict(caption=kept, dropped=dropped.to(clean.device), condition_frame=first)
+        return super().loss(clean, {**data_samples, **samples})
 
     def _clean_latents(self, video: Tensor | None, samples: dict) -> Tensor:
         clean = super()._clean_latents(video, samples)

@@ -13,6 +13,7 @@ from mmvideo.checkpoints.save import save_part, save_tokenizer
 from mmvideo.diffusion.objective import (
     PREDICTION_TYPES,
     add_noise,
+    condition_weights,
     min_snr_weights,
     prediction_target,
     weighted_mse,
@@ -89,6 +90,8 @@ class LatentDiffusion(Adaptable, LatentEditor):
         offload: weights wait in main memory, see ``mmvideo.editors.offload``.
     """
 
+    # In training, of the frame that is the picture: ``condition_frame`` of the samples.
+    condition_loss_weight: float = 1.0
     # Layers at the end of the text encoder that training leaves out.
     train_clip_skip: int | None = None
     part_registries = {
@@ -346,13 +349,20 @@ class LatentDiffusion(Adaptable, LatentEditor):
         prediction = self.unet(noisy, timesteps, context, **others)
         kind = self.train_scheduler.config.prediction_type
         target = prediction_target(kind, clean, noise, alpha_bar)
-        weights = self._loss_weights(alpha_bar, data_samples)
+        weights = self._loss_weights(alpha_bar, data_samples, clean.shape[2])
         return dict(loss=weighted_mse(prediction, target, weights))
 
-    def _loss_weights(self, alpha_bar: torch.Tensor, samples: dict) -> torch.Tensor | None:
+    def _loss_weights(
+        self, alpha_bar: torch.Tensor, samples: dict, num_frames: int
+    ) -> torch.Tensor | None:
         """Weights of the loss, see ``weighted_mse``."""
         gamma, kind = self.min_snr_gamma, self.train_scheduler.config.prediction_type
-        return None if gamma is None else min_snr_weights(kind, alpha_bar, gamma)
+        weights = None if gamma is None else min_snr_weights(kind, alpha_bar, gamma)
+        if self.condition_loss_weight == 1:
+            return weights
+        chosen = samples['condition_frame']
+        frames = condition_weights(chosen, num_frames, self.condition_loss_weight)
+        return frames if weights is None else frames * weights[:, None]
 
     def _training_noise(self, clean: torch.Tensor) -> torch.Tensor:
         return torch.randn_like(clean)

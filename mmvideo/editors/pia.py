@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from mmvideo.editors.animatediff import AnimateDiff
+from mmvideo.editors.checks import check_loss_weight
 from mmvideo.editors.course import OnStep
 from mmvideo.editors.facts import read_facts
 from mmvideo.editors.latent_diffusion import LatentDiffusion
@@ -21,7 +22,7 @@ from mmvideo.editors.motion import (
 from mmvideo.editors.options import OPTIONS
 from mmvideo.editors.preprocessor import first_frames, given
 from mmvideo.editors.request import Request, Sample, make_samples, spread
-from mmvideo.errors import ConfigError, InputError
+from mmvideo.errors import InputError
 from mmvideo.models.conditioning.affinity import nearest_condition
 from mmvideo.models.conditioning.clip import frames_as_pictures
 from mmvideo.models.conditioning.pia import prepare_condition_image
@@ -53,10 +54,7 @@ class PIA(AnimateDiff):
         condition_loss_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        if not condition_loss_weight > 0:
-            raise ConfigError(
-                f'model.condition_loss_weight={condition_loss_weight!r}: expected a number above 0.'
-            )
+        check_loss_weight(condition_loss_weight)
         condition = MODELS.build(condition_module)
         # Read while the parent builds the denoiser: plain data, which a module may hold early.
         self.__dict__['_unet_choices'] = dict(
@@ -264,15 +262,6 @@ class PIA(AnimateDiff):
         return self.condition_module.training_inputs(
             noisy, samples['condition_latent'], samples['affinity']
         )
-
-    def _loss_weights(self, alpha_bar: torch.Tensor, samples: dict) -> torch.Tensor | None:
-        weights = super()._loss_weights(alpha_bar, samples)
-        if self.condition_loss_weight == 1:
-            return weights
-        frames = torch.ones_like(samples['affinity'], dtype=torch.float32)
-        frames.scatter_(1, samples['condition_frame'][:, None], self.condition_loss_weight)
-        frames = frames / frames.mean(1, keepdim=True)
-        return frames if weights is None else frames * weights[:, None]
 
     def loss(self, clean: torch.Tensor, data_samples: dict) -> dict[str, torch.Tensor]:
         """The denoising loss; the condition is a frame of the clip, drawn uniformly a sample.

@@ -337,6 +337,22 @@ def test_noise_offset_moves_whole_channels():
     assert float((noise - means[..., None, None]).std()) == pytest.approx(1, abs=0.02)
 
 
+def test_the_first_frame_weighs_more_in_the_loss():
+    """All of the loss in the first frame, or the same in each, tell what any weight gives."""
+
+    def loss(weight: float) -> float:
+        editor = make(condition_loss_weight=weight)
+        torch.manual_seed(0)
+        found = editor(clips(), dict(caption=['a fish'] * 2), mode='loss')
+        return float(found['loss'].detach())
+
+    first, even, frames = loss(1e9), loss(1.0), clips().shape[2]
+    assert loss(4.0) == pytest.approx((3 * first + frames * even) / (3 + frames), rel=1e-4)
+    assert first != pytest.approx(even, rel=1e-3)
+    with pytest.raises(ConfigError, match='condition_loss_weight=-1'):
+        make(condition_loss_weight=-1)
+
+
 def test_training_leaves_out_a_layer_of_the_text_encoder(monkeypatch):
     editor, skipped = make(), []
 
