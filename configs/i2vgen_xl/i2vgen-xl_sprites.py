@@ -21,7 +21,14 @@ model = dict(
         timestep_spacing='leading',
     ),
     unet=dict(subfolder='unet_i2vgen-xl'),
-    predict=dict(num_inference_steps=25, guidance_scale=3.0, target_fps=8, clip_skip=0),
+    predict=dict(
+        num_inference_steps=25,
+        guidance_scale=3.0,
+        # Motion is decided early; guidance in the later steps only takes it away from the picture.
+        guidance_interval=(0.0, 0.4),
+        target_fps=8,
+        clip_skip=0,
+    ),
 )
 infer = dict(
     prompt='a red fish moving left on the sea',
@@ -32,6 +39,7 @@ infer = dict(
     target_fps=8,
     num_inference_steps=25,
     guidance_scale=3.0,
+    guidance_interval=(0.0, 0.4),
     clip_skip=0,
     decode_chunk_size=16,
     seed=0,

@@ -11,6 +11,9 @@ model = dict(
         norm_scope='frame',
     ),
     condition_module=dict(type='PIACondition', latent_channels=4),
+    # With a schedule that does not end in noise alone, training always saw through the noise where
+    # the sprite is; sampling began without that, and the sprite went on somewhere else.
+    scheduler=dict(rescale_betas_zero_snr=True, timestep_spacing='trailing'),
     first_channels='pia',
     predict=dict(
         num_inference_steps=25,

@@ -28,7 +28,7 @@ model = dict(
         statistics=dict(minimum=[0.0] * 16, maximum=affinity_maximum),
     ),
     condition_loss_weight=4.0,
-    timestep_range=(250, 1000),
+    timestep_range=(400, 1000),
     trainable=['motion_modules', r'^unet\.conv_in'],
 )
 train_dataloader = dict(

@@ -2,7 +2,6 @@
 # instead of two. What is to be learnt first, to stay where the picture is, needs no long clip.
 _base_ = 'train_pia_sprites.py'
 
-model = dict(timestep_range=(200, 1000))
 train_dataloader = dict(batch_size=8, dataset=dict(num_frames=4))
 train_cfg = dict(max_iters=1600)
 param_scheduler = [
