@@ -51,7 +51,7 @@ parts = {'svd/svd_sprites.py': ('vae', 'image_encoder', 'unet'),
          'i2vgen_xl/i2vgen-xl_sprites.py': ('image_encoder', 'unet')}
 for config, names in parts.items():
     options = parse_cfg_options([f'model.{name}.from_pretrained=family' for name in names])
-    arguments = {'video_length': 3, 'num_inference_steps': 2}
+    arguments = {'video_length': 3, 'num_inference_steps': 3}
     VideoInferencer(configs / config, device='cpu', cfg_options=options)(
         f'{Path(config).stem}.gif', **arguments)
     SHORT = [f'model.{name}.from_pretrained=family' for name in names]
