@@ -13,7 +13,7 @@ EXAMPLES = """
 Every stage reads what the stages before it exported. A stage that is done is skipped and one that
 was interrupted goes on, so the same command can be repeated.
 
-All stages take about 9.5 hours on 2 CPU cores: computed, as the minutes a step that each stage was
+All stages take about 10 hours on 2 CPU cores: computed, as the minutes a step that each stage was
 seen to take there beside other work, times the steps of its config. On a GPU no time was measured.
 
 examples:
