@@ -1,6 +1,5 @@
-# Of your own clips: data/clips/clips.csv has the columns video and caption, see the README.
 # The recipe of the second stage of AnimateDiff.
-_base_ = ['animatediff-v2_sd15.py', '../_base_/train.py']
+_base_ = ['animatediff-v2_sd15.py', '../_base_/clips.py', '../_base_/train.py']
 
 model = dict(
     # New modules, zero at the end, on the frozen image model.
@@ -17,17 +16,7 @@ model = dict(
 )
 train_dataloader = dict(
     batch_size=4,
-    num_workers=4,
-    dataset=dict(
-        type='VideoTextDataset',
-        root='data/clips',
-        annotations='data/clips/clips.csv',
-        num_frames=16,
-        stride=4,
-        size=256,
-    ),
-    sampler=dict(type='ResumableSampler'),
-    collate_fn=dict(type='default_collate'),
+    dataset=dict(num_frames=16, stride=4, size=256),
 )
 # The official configuration names no length; its authors report five days on eight A100.
 train_cfg = dict(max_iters=100000)

@@ -1,6 +1,5 @@
-# Of your own clips: data/clips/clips.csv has the columns video and caption, see the README.
 # It goes on from the published weights; the whole denoiser is trained.
-_base_ = ['i2vgen-xl.py', '../_base_/train.py']
+_base_ = ['i2vgen-xl.py', '../_base_/clips.py', '../_base_/train.py']
 
 model = dict(
     unet=dict(gradient_checkpointing=True),
@@ -12,17 +11,7 @@ model = dict(
 )
 train_dataloader = dict(
     batch_size=2,
-    num_workers=4,
-    dataset=dict(
-        type='VideoTextDataset',
-        root='data/clips',
-        annotations='data/clips/clips.csv',
-        num_frames=16,
-        fps=8,
-        size=(256, 448),
-    ),
-    sampler=dict(type='ResumableSampler'),
-    collate_fn=dict(type='default_collate'),
+    dataset=dict(num_frames=16, fps=8, size=(256, 448)),
 )
 train_cfg = dict(max_iters=20000)
 optim_wrapper = dict(optimizer=dict(lr=3e-5, weight_decay=0.0))

@@ -1,6 +1,5 @@
-# Of your own clips: data/clips/clips.csv has the columns video and caption, see the README.
 # It goes on from the published modules: the fine-tuned UNet that PIA began from is not public.
-_base_ = ['pia_sd15.py', '../_base_/train.py']
+_base_ = ['pia_sd15.py', '../_base_/clips.py', '../_base_/train.py']
 
 model = dict(
     unet=dict(gradient_checkpointing=True),
@@ -11,18 +10,7 @@ model = dict(
 )
 train_dataloader = dict(
     batch_size=4,
-    num_workers=4,
-    dataset=dict(
-        type='VideoTextDataset',
-        root='data/clips',
-        annotations='data/clips/clips.csv',
-        num_frames=16,
-        stride=4,
-        size=256,
-        pipeline=[dict(type='AddAffinity')],
-    ),
-    sampler=dict(type='ResumableSampler'),
-    collate_fn=dict(type='default_collate'),
+    dataset=dict(num_frames=16, stride=4, size=256, pipeline=[dict(type='AddAffinity')]),
 )
 # 48,000 steps were found good, 72,000 the end.
 train_cfg = dict(max_iters=48000)

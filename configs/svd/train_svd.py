@@ -1,6 +1,5 @@
-# Of your own clips: data/clips/clips.csv has the columns video and caption, see the README.
 # It goes on from the published weights; the whole denoiser is trained.
-_base_ = ['svd.py', '../_base_/train.py']
+_base_ = ['svd.py', '../_base_/clips.py', '../_base_/train.py']
 
 model = dict(
     unet=dict(gradient_checkpointing=True),
@@ -16,17 +15,7 @@ model = dict(
 )
 train_dataloader = dict(
     batch_size=1,
-    num_workers=4,
-    dataset=dict(
-        type='VideoTextDataset',
-        root='data/clips',
-        annotations='data/clips/clips.csv',
-        num_frames=14,
-        fps=7,
-        size=(320, 512),
-    ),
-    sampler=dict(type='ResumableSampler'),
-    collate_fn=dict(type='default_collate'),
+    dataset=dict(num_frames=14, fps=7, size=(320, 512)),
 )
 train_cfg = dict(max_iters=10000)
 optim_wrapper = dict(accumulative_counts=8, optimizer=dict(lr=1e-5))

@@ -56,8 +56,8 @@ def rows_beside(root: Path) -> list[Row]:
         ConfigError: no folder, no clips in it, or one without a caption.
     """
     if not root.is_dir():
-        there = [entry.name for entry in entries(root.parent)]
-        raise ConfigError(f'root: {root} is no folder.{nearest(root.name, there)}')
+        near = nearest(root.name, names_in(root.parent))
+        raise ConfigError(f'root: {root} is no folder.{near}')
     rows = []
     for clip in sorted(root.rglob('*')):
         if clip.suffix.lower() not in SUFFIXES:
@@ -72,9 +72,9 @@ def rows_beside(root: Path) -> list[Row]:
     return rows
 
 
-def entries(folder: Path) -> list[Path]:
-    """What a folder holds; nothing where there is none."""
-    return list(folder.iterdir()) if folder.is_dir() else []
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder; none where there is no folder."""
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
 def _cell(columns: Mapping[str, Any], name: str, where: str) -> str:
@@ -94,8 +94,8 @@ def _number(text: str, name: str, where: str) -> float:
 def _lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(where it stands, columns) of every row."""
     if not file.is_file():
-        there = [entry.name for entry in entries(file.parent)]
-        raise ConfigError(f'annotations: {file} does not exist.{nearest(file.name, there)}')
+        near = nearest(file.name, names_in(file.parent))
+        raise ConfigError(f'annotations: {file} does not exist.{near}')
     if file.suffix not in ('.csv', '.jsonl'):
         raise ConfigError(f'annotations: {file} is no .csv or .jsonl file.')
     try:

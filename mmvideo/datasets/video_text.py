@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mmvideo.datasets.annotations import entries, read_table, rows_beside
-from mmvideo.datasets.clip_reader import read_at, read_facts
+from mmvideo.datasets.annotations import names_in, read_table, rows_beside
+from mmvideo.datasets.clip_reader import ClipFacts, open_clip
 from mmvideo.datasets.samplers import Draw
 from mmvideo.errors import ConfigError, InputError, nearest
 from mmvideo.registry import DATASETS, TRANSFORMS
@@ -101,8 +101,9 @@ class VideoTextDataset(Dataset):
             rng = np.random.default_rng([self.seed, index % len(self)])
         row = self.rows[index]
         path = self.root / row.video
-        times, rate = self._window(path, rng)
-        frames = np.stack([self._fit(frame) for frame in read_at(path, times)])
+        with open_clip(path) as clip:
+            times, rate = self._window(path, clip.facts(), rng)
+            frames = np.stack([self._fit(frame) for frame in clip.at(times)])
         if rng.random() < self.flip:
             frames = frames[:, :, ::-1]
         video = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
@@ -112,9 +113,10 @@ class VideoTextDataset(Dataset):
             item = transform(item)
         return item
 
-    def _window(self, path: Path, rng: np.random.Generator) -> tuple[list[float], float]:
+    def _window(
+        self, path: Path, facts: ClipFacts, rng: np.random.Generator
+    ) -> tuple[list[float], float]:
         """The times of a window's frames, and its frames a second."""
-        facts = read_facts(path)
         rate = self.fps if self.stride is None else facts.rate / self.stride
         assert rate is not None
         needed = (self.num_frames - 1) / rate * facts.rate  # frames of the file, less one
@@ -147,10 +149,8 @@ class VideoTextDataset(Dataset):
         for number, row in enumerate(self.rows[:LOOKED_FOR], 1):
             path = self.root / row.video
             if not path.is_file():
-                there = [entry.name for entry in entries(path.parent)]
-                raise ConfigError(
-                    f'row {number}: {path} does not exist.{nearest(path.name, there)}'
-                )
+                near = nearest(path.name, names_in(path.parent))
+                raise ConfigError(f'row {number}: {path} does not exist.{near}')
 
 
 def _check(data: VideoTextDataset) -> None:

@@ -78,6 +78,8 @@ def test_no_turn_shows_training_what_is_held_out() -> None:
         (dict(share=1.5), 'share is 0 to 1'),
         (dict(world=dict(WORLD, num_frames=7)), 'at least 8 frames'),
         (dict(world=dict(WORLD, single_frame=True)), 'at least 8 frames'),
+        (dict(world=dict(WORLD, fps=[6, 8])), 'neither fps nor spread'),
+        (dict(world=dict(WORLD, spread=0.5)), 'neither fps nor spread'),
         (dict(world=dict(type='TurningSprites', world=WORLD)), 'is a SpriteWorld'),
     ],
 )

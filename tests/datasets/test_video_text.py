@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmvideo.datasets.clip_reader import read_at, read_facts
+from mmvideo.datasets.clip_reader import open_clip
 from mmvideo.datasets.samplers import Draw
 from mmvideo.datasets.video_text import VideoTextDataset
 from mmvideo.errors import ConfigError, InputError
@@ -72,13 +72,15 @@ def build(clips: Path, **changes: Any) -> VideoTextDataset:
 @pytest.mark.parametrize('clip', ['a/1.mp4', 'b/2.mp4'])
 def test_every_frame_is_found_from_any_place(root: Path, clip: str) -> None:
     """With key frames near and far, and frames that were written out of their order."""
-    facts = read_facts(root / clip)
-    assert (facts.frames, facts.rate) == (FRAMES, RATE)
-    for chosen in ([0, 1, 2], [17], [7, 8, 9], [5, 20, 39], [38, 39]):
-        frames = read_at(root / clip, [(index + 0.5) / RATE for index in chosen])
-        assert frames.dtype == np.uint8
-        assert shown(torch.from_numpy(frames).permute(0, 3, 1, 2)) == chosen
-    assert shown(torch.from_numpy(read_at(root / clip, [3.9, 9.0])).permute(0, 3, 1, 2)) == [39, 39]
+    with open_clip(root / clip) as opened:
+        facts = opened.facts()
+        assert (facts.frames, facts.rate) == (FRAMES, RATE)
+        for chosen in ([0, 1, 2], [17], [7, 8, 9], [5, 20, 39], [38, 39]):
+            frames = opened.at([(index + 0.5) / RATE for index in chosen])
+            assert frames.dtype == np.uint8
+            assert shown(torch.from_numpy(frames).permute(0, 3, 1, 2)) == chosen
+        late = torch.from_numpy(opened.at([3.9, 9.0])).permute(0, 3, 1, 2)
+        assert shown(late) == [39, 39]
 
 
 def test_an_item(root: Path) -> None:

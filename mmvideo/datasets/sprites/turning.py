@@ -58,6 +58,8 @@ class TurningSprites(Dataset):
             raise InputError(f'world is a SpriteWorld, got {type(self.world).__name__}')
         if self.world.single_frame or self.world.num_frames < 2 * LEAST:
             raise InputError(f'a clip that turns has at least {2 * LEAST} frames')
+        if self.world.fps is not None or self.world.spread != 1:
+            raise InputError('a clip that turns takes neither fps nor spread from its world')
         self.share = share
 
     def __len__(self) -> int:
