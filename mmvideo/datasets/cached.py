@@ -167,8 +167,10 @@ class CachedLatents(Dataset):
         frames = clip_frames if self.num_frames is None else self.num_frames
         if frames > clip_frames:
             raise ConfigError(f'num_frames={frames}: the cached clips have {clip_frames}.')
+        if frames == clip_frames:
+            return
         changing = [index for index, text in enumerate(self.captions) if _KEYFRAMES.search(text)]
-        if frames < clip_frames and changing:
+        if changing:
             raise ConfigError(
                 f'num_frames={frames}: the caption of clip {changing[0]} changes over its '
                 f'{clip_frames} frames, and a window of it would not know where; leave num_frames '
