@@ -32,10 +32,10 @@ MAY_IMPORT = {
     'diffusion': {'errors'},
     'checkpoints': {'errors', 'shipped'},
     'media': LEAVES | {'checkpoints'},
-    'models': BUILDERS | {'ops', 'checkpoints'},
+    'models': BUILDERS | {'ops', 'checkpoints', 'media'},
     'editors': BUILDERS | {'models', 'diffusion', 'checkpoints'},
-    'datasets': BUILDERS | {'checkpoints'},
-    'evaluation': BUILDERS | {'checkpoints', 'datasets'},
+    'datasets': BUILDERS | {'checkpoints', 'media'},
+    'evaluation': BUILDERS | {'checkpoints', 'media', 'datasets'},
     'engine': BUILDERS | {'checkpoints', 'media', 'config_check'},
     # MMagic's import paths: names of other rooms, and nothing else.
     'models/editors': {'editors', 'media'},

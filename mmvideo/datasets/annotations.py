@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mmvideo.errors import ConfigError, nearest
+from mmvideo.media.clip_file import DEMUXERS
 
-SUFFIXES = ('.mp4', '.mov', '.mkv', '.webm', '.avi', '.m4v')
 _COLUMN = re.compile(r'\{([^{}]*)\}')
 
 
@@ -60,7 +60,7 @@ def rows_beside(root: Path) -> list[Row]:
         raise ConfigError(f'root: {root} is no folder.{near}')
     rows = []
     for clip in sorted(root.rglob('*')):
-        if clip.suffix.lower() not in SUFFIXES:
+        if clip.suffix.lower() not in DEMUXERS:
             continue
         text = clip.with_suffix('.txt')
         if not text.is_file():
@@ -68,7 +68,7 @@ def rows_beside(root: Path) -> list[Row]:
         said = text.read_text(encoding='utf-8').strip()
         rows.append(Row(str(clip.relative_to(root)), said, {}))
     if not rows:
-        raise ConfigError(f'{root} has no clips ({", ".join(SUFFIXES)}): an empty data set.')
+        raise ConfigError(f'{root} has no clips ({", ".join(DEMUXERS)}): an empty data set.')
     return rows
 
 

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import Dataset
 
 from mmvideo.datasets.annotations import names_in, read_table, rows_beside
-from mmvideo.datasets.clip_reader import ClipFacts, open_clip
 from mmvideo.datasets.samplers import Draw
 from mmvideo.errors import ConfigError, InputError, nearest
+from mmvideo.media.clip_file import DEMUXERS, ClipFacts, open_clip
 from mmvideo.registry import DATASETS, TRANSFORMS
 
 LOOKED_FOR = 1000  # rows whose files are looked for before a training begins
@@ -151,6 +151,9 @@ class VideoTextDataset(Dataset):
             if not path.is_file():
                 near = nearest(path.name, names_in(path.parent))
                 raise ConfigError(f'row {number}: {path} does not exist.{near}')
+            if path.suffix.lower() not in DEMUXERS:
+                known = ', '.join(DEMUXERS)
+                raise ConfigError(f'row {number}: {path} is no clip of a known format: {known}.')
 
 
 def _check(data: VideoTextDataset) -> None:

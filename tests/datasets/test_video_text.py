@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmvideo.datasets.clip_reader import open_clip
 from mmvideo.datasets.samplers import Draw
 from mmvideo.datasets.video_text import VideoTextDataset
 from mmvideo.errors import ConfigError, InputError
+from mmvideo.media.clip_file import open_clip
 from mmvideo.registry import DATASETS
 
 FRAMES, RATE = 40, 10
@@ -217,11 +217,13 @@ def test_a_training_on_cached_latents_sees_the_same_windows(root: Path, tmp_path
         (dict(annotations=None, numbers=['motion']), 'columns of annotations'),
         (dict(annotations=None, root='{root}/aa'), 'aa is no folder'),
         (dict(root='{root}/a'), r'row 1: .*1\.mp4 does not exist'),
+        (dict(annotations='{root}/other.csv'), r'row 1: .*clips\.csv is no clip of a known format'),
     ],
 )
 def test_bad_arguments_are_named(root: Path, changes: dict, message: str) -> None:
     given = {k: v.replace('{root}', str(root)) if isinstance(v, str) else v
              for k, v in changes.items()}  # fmt: skip
+    (root / 'other.csv').write_text('video,caption\nclips.csv,a table\n')
     with pytest.raises(ConfigError, match=message):
         build(root, **given)
 
@@ -245,15 +247,14 @@ def test_bad_tables_are_named(
         build(root, annotations=str(file))
 
 
-@pytest.mark.parametrize(
-    ('content', 'message'),
-    [(b'', 'is damaged'), (b'no video at all' * 99, 'is damaged'), (None, 'is damaged')],
-)
-def test_a_damaged_clip_is_named(
-    root: Path, tmp_path: Path, content: bytes | None, message: str
-) -> None:
+# Opened as what it says it is, it would have other files read.
+PLAYLIST = b'#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n'
+
+
+@pytest.mark.parametrize('content', [b'', b'no video at all' * 99, PLAYLIST, None])
+def test_a_damaged_clip_is_named(root: Path, tmp_path: Path, content: bytes | None) -> None:
     whole = (root / 'a' / '1.mp4').read_bytes()
     (tmp_path / 'x.mp4').write_bytes(whole[: len(whole) // 3] if content is None else content)
     (tmp_path / 'x.txt').write_text('a clip')
-    with pytest.raises(InputError, match=rf'x\.mp4 {message}'):
+    with pytest.raises(InputError, match=r'x\.mp4 is damaged, or no \.mp4 file'):
         build(tmp_path, annotations=None)[0]

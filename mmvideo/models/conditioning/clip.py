@@ -16,19 +16,13 @@ import torch
 from torch import Tensor
 
 from mmvideo.errors import InputError, nearest
+from mmvideo.media.clip_file import DEMUXERS, open_clip
 from mmvideo.models.conditioning.image import open_rgb, prepare_condition_image, to_rgb
 from mmvideo.shipped import is_shipped, shipped_path
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# Demuxers by suffix: a file is opened as what it is called and never probed, because a playlist
-# in disguise would have other files and addresses read.
-DEMUXERS = {
-    **dict.fromkeys(('.mp4', '.m4v', '.mov'), 'mov'),
-    **dict.fromkeys(('.mkv', '.webm'), 'matroska'),
-    '.avi': 'avi',
-}
 ANIMATIONS = ('.gif', '.webp')
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
 SUFFIXES = (*DEMUXERS, *ANIMATIONS)
@@ -160,7 +154,7 @@ def _from_path(given: str | Path) -> Iterator[Image.Image]:
         return iter([open_rgb(path, str(path))])
     if suffix not in SUFFIXES or not path.is_file() or path.stat().st_size == 0:
         raise InputError(_unusable(path, str(given)))
-    return _video(path, DEMUXERS[suffix]) if suffix in DEMUXERS else _animation(path)
+    return _video(path) if suffix in DEMUXERS else _animation(path)
 
 
 def pictures_of(folder: Path) -> list[Path]:
@@ -176,22 +170,12 @@ def _natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(p), '') if p.isascii() and p.isdigit() else (1, 0, p) for p in parts]
 
 
-def _video(path: Path, demuxer: str) -> Iterator[Image.Image]:
-    import av
+def _video(path: Path) -> Iterator[Image.Image]:
+    from PIL import Image
 
-    try:
-        with av.open(str(path), format=demuxer) as container:
-            if not container.streams.video:
-                raise InputError(f'{path} has no video in it.')
-            stream = container.streams.video[0]
-            stream.thread_type = 'AUTO'
-            for frame in container.decode(stream):
-                picture = frame.to_image()
-                # A camera's orientation, in degrees against the clock.
-                turned = getattr(frame, 'rotation', 0) % 360
-                yield picture.rotate(turned, expand=True) if turned else picture
-    except (av.FFmpegError, UnicodeDecodeError) as error:
-        raise InputError(f'{path} is damaged, or no {path.suffix} file: {error}') from error
+    with open_clip(path) as clip:
+        for frame in clip.frames():
+            yield Image.fromarray(frame)
 
 
 def _animation(path: Path) -> Iterator[Image.Image]:

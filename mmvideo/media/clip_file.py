@@ -1,4 +1,4 @@
-"""Frames of a video file at given times.
+"""Frames of a video file: all of them in their order, or those at given times.
 
 T frames, H W of the file's pictures.
 """
@@ -13,8 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from mmvideo.datasets.annotations import names_in
 from mmvideo.errors import InputError, nearest
+
+# Demuxers by suffix: a file is opened as what it is called and never probed, because a playlist
+# in disguise would have other files and addresses read.
+DEMUXERS = {
+    **dict.fromkeys(('.mp4', '.m4v', '.mov'), 'mov'),
+    **dict.fromkeys(('.mkv', '.webm'), 'matroska'),
+    '.avi': 'avi',
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,8 @@ class ClipFacts:
     rate: float
 
 
-class OpenClip:
-    """A video file that is open: its facts, and its frames at given times."""
+class ClipFile:
+    """A video file that is open: its facts, its frames, and those at given times."""
 
     def __init__(self, path: Path, container: Any, stream: Any) -> None:
         self.path, self._container, self._stream = path, container, stream
@@ -48,6 +55,10 @@ class OpenClip:
         if not frames or not rate:
             raise InputError(f'{self.path} has no frames in it.')
         return ClipFacts(frames, rate)
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Every frame in its order, uint8 [H, W, 3], RGB."""
+        return map(_picture, self._container.decode(self._stream))
 
     def at(self, times: Sequence[float]) -> np.ndarray:
         """The frames on display at ``times``, seconds from the file's first frame, rising.
@@ -86,28 +97,32 @@ class OpenClip:
 
 
 @contextmanager
-def open_clip(path: Path) -> Iterator[OpenClip]:
+def open_clip(path: Path) -> Iterator[ClipFile]:
     """Open a video file; errors of the library, while it is open too, become ours.
 
     Raises:
-        InputError: the file is missing, damaged or no video.
+        InputError: the file is missing, of an unknown format, damaged or no video.
     """
     import av
 
     if not path.is_file():
-        raise InputError(f'{path} does not exist.{nearest(path.name, names_in(path.parent))}')
+        there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(f'{path} does not exist.{nearest(path.name, there)}')
+    suffix = path.suffix.lower()
+    if suffix not in DEMUXERS:
+        raise InputError(f'{path} is no clip of a known format: expected {", ".join(DEMUXERS)}.')
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), format=DEMUXERS[suffix]) as container:
             if not container.streams.video:
                 raise InputError(f'{path} has no video in it.')
             stream = container.streams.video[0]
             stream.thread_type = 'AUTO'
-            yield OpenClip(path, container, stream)
+            yield ClipFile(path, container, stream)
     except (av.FFmpegError, UnicodeDecodeError) as error:
-        raise InputError(f'{path} is damaged, or no video: {error}') from error
+        raise InputError(f'{path} is damaged, or no {suffix} file: {error}') from error
 
 
 def _picture(frame: Any) -> np.ndarray:
     picture = frame.to_ndarray(format='rgb24')
     # A camera's orientation, in degrees against the clock.
-    return np.rot90(picture, round(getattr(frame, 'rotation', 0) / 90) % 4)
+    return np.ascontiguousarray(np.rot90(picture, round(getattr(frame, 'rotation', 0) / 90) % 4))
