@@ -20,7 +20,7 @@ train_dataloader = dict(
         type='SpriteWorld',
         length=100000,
         num_frames=8,
-        paths='varied',
+        paths='loose',
         style=['flat', 'flat', 'sketch', 'neon'],
         captions=False,
     ),

@@ -40,7 +40,7 @@ def degrade(video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def scenes(style: str, count: int) -> list[Scene]:
     rng = np.random.default_rng(11)
-    return [sample_scene(rng, style, paths=('steady', 'varied')[i % 2]) for i in range(count)]
+    return [sample_scene(rng, style, paths=('steady', 'loose')[i % 2]) for i in range(count)]
 
 
 def judge(*samples: dict, **options: object) -> dict[str, float]:

@@ -57,9 +57,10 @@ class SpriteWorld(Dataset):
         num_frames: T; with 1, a random moment of a 16-frame clip.
         size: frame size in px, 32 to 512.
         style: 'flat', 'sketch' or 'neon', or several to draw from.
-        paths: 'steady' ties the motion to the pace that the picture shows, 'varied' frees it;
-            'centred' is steady, with the middle of the path in the middle of the frame; 'free'
-            goes straight, as far as is drawn, whatever the picture shows.
+        paths: 'steady' ties the motion to the pace that the picture shows; 'centred' likewise, with
+            the middle of the path in the middle of the frame. 'free' goes straight, as far as is
+            drawn, whatever the picture shows; 'loose' likewise, also slower at both ends, or out
+            and back.
         seed: of everything drawn.
         captions: whether to describe the clip; without, every caption is empty.
         single_frame: draw one random moment of a ``num_frames`` clip.

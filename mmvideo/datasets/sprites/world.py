@@ -30,7 +30,7 @@ CLIP_INTERVALS = 15
 CLIP_FPS = 8.0
 # What counts as the most motion, and as motion bucket 255, over as long a time.
 MOST_TRAVEL = 32.0
-PATHS = ('steady', 'varied', 'centred', 'free')
+PATHS = ('steady', 'loose', 'centred', 'free')
 COURSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     'straight': lambda s: s,
     'ease': lambda s: s * s * (3 - 2 * s),
@@ -141,16 +141,13 @@ def draw_motion(
     rng: np.random.Generator, pace: str, frames: int, paths: str, fps: float = CLIP_FPS
 ) -> tuple[float, str]:
     """Draw (travel, course): tied to the pace for 'steady' and 'centred' paths, else free of it."""
-    length = intervals(frames, fps)
-    if paths == 'free':
-        return rng.uniform(0.0, MOST_TRAVEL) * length / CLIP_INTERVALS, 'straight'
-    usual = PACES[pace] * rng.uniform(0.9, 1.1)
-    if paths != 'varied':
-        return usual * length / CLIP_INTERVALS, 'straight'
-    if pace == 'still' and rng.random() < 0.5:
-        usual = PACES['steady']
-    course = str(rng.choice(['return', 'ease', 'straight'], p=[0.4, 0.2, 0.4]))
-    return usual * rng.uniform(0.0, 1.6) * length / CLIP_INTERVALS, course
+    share = intervals(frames, fps) / CLIP_INTERVALS
+    if paths not in ('loose', 'free'):
+        return PACES[pace] * rng.uniform(0.9, 1.1) * share, 'straight'
+    course = 'straight'
+    if paths == 'loose':
+        course = str(rng.choice(['return', 'ease', 'straight'], p=[0.4, 0.2, 0.4]))
+    return rng.uniform(0.0, MOST_TRAVEL) * share, course
 
 
 def sample_scene(
