@@ -76,7 +76,8 @@ def test(
 ) -> dict[str, float]:
     """Figures of the config's test evaluator; arguments as ``train``.
 
-    They are also written to ``figures.json`` beside the log, with what they were measured on.
+    They are also written to ``figures.json`` beside the log, with what they were measured on and
+    what each clip was found to be.
 
     Args:
         checkpoint: a training checkpoint (``iter_N``) to test: its EMA copy, as in validation and
@@ -129,6 +130,12 @@ def test(
             device=next(runner.model.parameters()).device.type,
             seconds=round(time.monotonic() - begin, 1),
             figures=figures,
+            # What a metric keeps of single clips.
+            each={
+                type(metric).__name__: metric.clips
+                for metric in runner.test_evaluator.metrics
+                if getattr(metric, 'clips', None)
+            },
         )
         if is_main_process():
             for path in filter(None, (Path(runner.log_dir) / 'figures.json', out_file)):

@@ -102,7 +102,8 @@ class SpriteMetric(BaseMetric):
     the clips that ask for it; ``condition_frame_psnr`` (mean, dB); ``median_displacement`` and
     ``median_excursion`` (in 1/64 of the frame); ``loop_closure`` (median of the distance between
     last and first position over the largest distance from the first; 0 closes). A lost sprite
-    counts as wrong in everything that is said of it.
+    counts as wrong in everything that is said of it. The attribute ``clips`` has the same of each
+    clip of the last evaluation, with its caption.
 
     Args:
         style: the style expected of clips that name none.
@@ -134,11 +135,12 @@ class SpriteMetric(BaseMetric):
                 raise InputError(f'unknown {name} {value!r}.{nearest(value, map(str, valid))}')
         self.style, self.layout, self.styles = style, layout, tuple(styles)
         self.motion = motion
+        self.clips: list[dict[str, Any]] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Track every clip and note what is right about it."""
         for sample in data_samples:
-            self.results.append(self._judge(sample))
+            self.results.append({'caption': sample['caption'], **self._judge(sample)})
 
     def _judge(self, sample: Mapping[str, Any]) -> dict[str, float]:
         """The figures of one clip: 0 or 1 for what is right, only of what is asked."""
@@ -167,10 +169,13 @@ class SpriteMetric(BaseMetric):
             raise InputError("motion='heading' needs a heading of every sample, and one has none.")
         return goes(found, sample['heading'], STANDS_BELOW * size / FRAME)
 
-    def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
+    def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Percentages, means and medians over the clips that have the figure."""
         figures: dict[str, float] = {}
+        self.clips = results
         for name in dict.fromkeys(key for result in results for key in result):
+            if name == 'caption':
+                continue
             values = [result[name] for result in results if name in result]
             if name.endswith('psnr'):
                 figures[name] = float(np.mean(values))

@@ -92,6 +92,10 @@ def test_figures_of_the_first_clips_in_bfloat16(
     assert found['config'] == 'tiny.py'
     assert found['checkpoint'] is None and found['weights'] is None
     assert 'sprites/direction' in found['figures'] and found['seconds'] > 0
+    each = found['each']['SpriteMetric']
+    assert [clip['caption'] for clip in each] == captions
+    right = [clip['direction'] for clip in each if 'direction' in clip]
+    assert found['figures']['sprites/direction'] == pytest.approx(100 * sum(right) / len(right))
     [log] = (folder / 'work_dirs' / 'tiny').glob('*/*.log')
     assert json.loads((log.parent / 'figures.json').read_text()) == found
     printed = capsys.readouterr()
