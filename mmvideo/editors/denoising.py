@@ -370,7 +370,7 @@ def by_windows(
     predict: Predict, request: Request, steps: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """``predict`` for the whole clip, or for the windows of each of ``steps`` calls, joined."""
-    plans, done = request.options.plans(steps), itertools.count()
+    plans, done = request.options.plans(), itertools.count()
 
     def denoise(scaled: Tensor, timestep: Tensor) -> Tensor:
         plan, step = next(plans), next(done)

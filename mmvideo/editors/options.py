@@ -131,11 +131,11 @@ class Options:
         length = self.windows.length
         return FreeNoise(length, max(1, length // 4), noise_type=self.windows.noise)
 
-    def plans(self, steps: int) -> Iterator[WindowPlan | None]:
-        """The windows of each of ``steps``, one after the other; None sees the whole clip."""
+    def plans(self) -> Iterator[WindowPlan | None]:
+        """The windows of each step, one after the other; None sees the whole clip."""
         if self.windows is None:
-            return itertools.repeat(None, steps)
-        return (self.windows.plan(self.num_frames, i, i / steps) for i in range(steps))
+            return itertools.repeat(None)
+        return (self.windows.plan(self.num_frames, step) for step in itertools.count())
 
     def controls(self, blocks: Sequence[str], device: torch.device) -> Controls:
         """What the denoiser's layers do otherwise than usual.
@@ -252,7 +252,6 @@ def read_windows(value: Any, max_frames: int | None = None) -> Windows | None:
     check_choice('windows.fusion', found.fusion, FUSIONS)
     check_choice('windows.noise', found.noise, NOISES)
     check_whole('windows.stride', found.stride, 1, 16)
-    check_range('windows.stride_until', found.stride_until, 0, 1)
     if found.overlap is not None:
         check_whole('windows.overlap', found.overlap, 0)
         if found.overlap >= found.length:
@@ -269,11 +268,6 @@ def read_windows(value: Any, max_frames: int | None = None) -> Windows | None:
         raise InputError(
             f'windows.stride={found.stride}: {found.schedule!r} windows have adjacent frames; use '
             "schedule='uniform' or 'looped'."
-        )
-    if found.stride == 1 and found.stride_until != 1.0:
-        raise InputError(
-            f'windows.stride_until={found.stride_until:g}: with windows.stride=1 all windows have '
-            'adjacent frames; give a stride of at least 2.'
         )
     return found
 

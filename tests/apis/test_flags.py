@@ -56,7 +56,6 @@ SINGLE = [
     (['--windows', '16'], dict(windows=dict(length=16))),
     (['--window-schedule', 'looped'], dict(windows=dict(schedule='looped'))),
     (['--window-overlap', '4', '--window-stride', '2'], dict(windows=dict(overlap=4, stride=2))),
-    (['--window-stride-until', '0.4'], dict(windows=dict(stride_until=0.4))),
     (
         ['--window-fusion', 'flat', '--window-noise', 'random'],
         dict(windows=dict(fusion='flat', noise='random')),
