@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -30,3 +31,9 @@ def nearest(name: object, valid: Iterable[str]) -> str:
     """A hint such as ``" Did you mean 'fish'?"``, or an empty string when nothing is near."""
     found = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
     return f' Did you mean {found[0]!r}?' if found else ''
+
+
+def nearest_beside(path: Path) -> str:
+    """Such a hint for a path that does not exist, of the names in its folder."""
+    folder = path.parent
+    return nearest(path.name, (entry.name for entry in folder.iterdir())) if folder.is_dir() else ''

@@ -212,18 +212,16 @@ def add_output(parser: Parser) -> None:
 
 def check_files(args: argparse.Namespace) -> None:
     """What can be refused before anything slow is imported."""
-    from mmvideo.errors import InputError, nearest
+    from mmvideo.errors import InputError, nearest_beside
 
     for image in [*(args.image or []), *(args.ip_adapter_image or [])]:
         path = Path(image).expanduser()
         if not path.is_file() and '://' not in image:
-            names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise InputError(f'{image}: there is no such picture.{nearest(path.name, names)}')
+            raise InputError(f'{image}: there is no such picture.{nearest_beside(path)}')
     for clip in [*([args.video] if args.video else []), *(args.control_video or [])]:
         path = Path(clip).expanduser()
         if not path.exists() and '://' not in clip:
-            names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise InputError(f'{clip}: there is no such clip.{nearest(path.name, names)}')
+            raise InputError(f'{clip}: there is no such clip.{nearest_beside(path)}')
 
 
 def open_inferencer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from mmvideo.errors import ConfigError, nearest
+from mmvideo.errors import ConfigError, nearest, nearest_beside
 
 
 def config_roots() -> list[Path]:
@@ -49,8 +49,7 @@ def find_config(name: str | Path) -> Path:
     names = model_names()
     if str(name) in names:
         return names[str(name)]
-    neighbours = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = nearest(path.name, neighbours) or nearest(path.stem, names)
+    hint = nearest_beside(path) or nearest(path.stem, names)
     if path.suffix == '.py' or len(path.parts) > 1:
         raise ConfigError(f'{name}: there is no such config.{hint}')
     raise ConfigError(

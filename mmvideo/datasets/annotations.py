@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmvideo.errors import ConfigError, nearest
+from mmvideo.errors import ConfigError, nearest, nearest_beside
 from mmvideo.media.clip_file import DEMUXERS
 
 _COLUMN = re.compile(r'\{([^{}]*)\}')
@@ -56,8 +56,7 @@ def rows_beside(root: Path) -> list[Row]:
         ConfigError: no folder, no clips in it, or one without a caption.
     """
     if not root.is_dir():
-        near = nearest(root.name, names_in(root.parent))
-        raise ConfigError(f'root: {root} is no folder.{near}')
+        raise ConfigError(f'root: {root} is no folder.{nearest_beside(root)}')
     rows = []
     for clip in sorted(root.rglob('*')):
         if clip.suffix.lower() not in DEMUXERS:
@@ -70,11 +69,6 @@ def rows_beside(root: Path) -> list[Row]:
     if not rows:
         raise ConfigError(f'{root} has no clips ({", ".join(DEMUXERS)}): an empty data set.')
     return rows
-
-
-def names_in(folder: Path) -> list[str]:
-    """The names in a folder; none where there is no folder."""
-    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
 def _cell(columns: Mapping[str, Any], name: str, where: str) -> str:
@@ -94,8 +88,7 @@ def _number(text: str, name: str, where: str) -> float:
 def _lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(where it stands, columns) of every row."""
     if not file.is_file():
-        near = nearest(file.name, names_in(file.parent))
-        raise ConfigError(f'annotations: {file} does not exist.{near}')
+        raise ConfigError(f'annotations: {file} does not exist.{nearest_beside(file)}')
     if file.suffix not in ('.csv', '.jsonl'):
         raise ConfigError(f'annotations: {file} is no .csv or .jsonl file.')
     try:

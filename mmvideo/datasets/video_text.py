@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mmvideo.datasets.annotations import names_in, read_table, rows_beside
+from mmvideo.datasets.annotations import read_table, rows_beside
 from mmvideo.datasets.samplers import Draw
-from mmvideo.errors import ConfigError, InputError, nearest
+from mmvideo.errors import ConfigError, InputError, nearest_beside
 from mmvideo.media.clip_file import DEMUXERS, ClipFacts, open_clip
 from mmvideo.registry import DATASETS, TRANSFORMS
 
@@ -149,8 +149,8 @@ class VideoTextDataset(Dataset):
         for number, row in enumerate(self.rows[:LOOKED_FOR], 1):
             path = self.root / row.video
             if not path.is_file():
-                near = nearest(path.name, names_in(path.parent))
-                raise ConfigError(f'row {number}: {path} does not exist.{near}')
+                hint = nearest_beside(path)
+                raise ConfigError(f'row {number}: {path} does not exist.{hint}')
             if path.suffix.lower() not in DEMUXERS:
                 known = ', '.join(DEMUXERS)
                 raise ConfigError(f'row {number}: {path} is no clip of a known format: {known}.')

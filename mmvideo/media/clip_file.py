@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmvideo.errors import InputError, nearest
+from mmvideo.errors import InputError, nearest_beside
 
 # Demuxers by suffix: a file is opened as what it is called and never probed, because a playlist
 # in disguise would have other files and addresses read.
@@ -106,8 +106,7 @@ def open_clip(path: Path) -> Iterator[ClipFile]:
     import av
 
     if not path.is_file():
-        there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f'{path} does not exist.{nearest(path.name, there)}')
+        raise InputError(f'{path} does not exist.{nearest_beside(path)}')
     suffix = path.suffix.lower()
     if suffix not in DEMUXERS:
         raise InputError(f'{path} is no clip of a known format: expected {", ".join(DEMUXERS)}.')

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmvideo.errors import InputError, WeightsError, nearest
+from mmvideo.errors import InputError, WeightsError, nearest, nearest_beside
 from mmvideo.media.encoders import PNG_KEY
 
 FORMAT = 'mmvideo recipe 1'
@@ -130,8 +130,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         hint = nearest(path.suffix, MEDIA)
         raise InputError(f'{path}: a recipe lies in a file of {", ".join(MEDIA)}.{hint}')
     if not path.is_file():
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f'{path}: there is no such file.{nearest(path.name, names)}')
+        raise InputError(f'{path}: there is no such file.{nearest_beside(path)}')
     text = _mp4_text(path) if path.suffix.lower() == '.mp4' else _picture_text(path)
     if not text:
         raise InputError(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmvideo.errors import InputError, nearest
+from mmvideo.errors import InputError, nearest, nearest_beside
 from mmvideo.media.clip_file import DEMUXERS, open_clip
 from mmvideo.models.conditioning.image import open_rgb, prepare_condition_image, to_rgb
 from mmvideo.shipped import is_shipped, shipped_path
@@ -196,8 +196,7 @@ def _unusable(path: Path, given: str) -> str:
     if '://' in given and not is_shipped(given):
         return f'{given} is no file: download the clip and give its path.'
     if not path.is_file():
-        there = [e.name for e in path.parent.iterdir()] if path.parent.is_dir() else []
-        return f'{path} does not exist.{nearest(path.name, there)}'
+        return f'{path} does not exist.{nearest_beside(path)}'
     if path.stat().st_size == 0:
         return f'{path} is empty (0 bytes).'
     return f'{path} is no clip of a known format: expected {", ".join(SUFFIXES)} or a folder.'

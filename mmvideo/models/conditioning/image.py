@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmvideo.errors import InputError, nearest
+from mmvideo.errors import InputError, nearest_beside
 from mmvideo.shipped import is_shipped, shipped_path
 
 if TYPE_CHECKING:
@@ -197,9 +197,7 @@ def _from_file(path: str | Path) -> Image.Image:
 def _absent(path: Path) -> str:
     if path.is_dir():
         return f'{path} is a folder: expected a picture.'
-    folder = path.parent
-    there = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return f'{path} does not exist.{nearest(path.name, there)}'
+    return f'{path} does not exist.{nearest_beside(path)}'
 
 
 def _check_pixels(size: tuple[int, int], name: str) -> None:
