@@ -44,15 +44,13 @@ class FreeNoise:
             num_frames
         )
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Noise of the shape [C, T, H, W]."""
-        channels, frames, *cells = shape
-        if self.noise_type == 'repeat_context':
-            window = torch.randn((channels, self.context_length, *cells), generator=generator)
-            return window[:, torch.arange(frames) % self.context_length]
-        noise = torch.randn(shape, generator=generator)
+    def arranged(self, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise [C, T, H, W] with the frames of the first window again in those after it."""
         if self.noise_type == 'random':
             return noise
+        frames = noise.shape[1]
+        if self.noise_type == 'repeat_context':
+            return noise[:, torch.arange(frames) % self.context_length]
         return noise[:, self._shuffled(frames, generator)]
 
     def _shuffled(self, frames: int, generator: torch.Generator) -> Tensor:

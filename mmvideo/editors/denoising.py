@@ -286,10 +286,8 @@ class Denoising:
         return self._drawn(item, request)
 
     def _drawn(self, item: Sample, request: Request) -> Tensor:
-        shape, repeated = self._noise_shape(request), request.options.noise
-        if repeated is not None:
-            return repeated.draw(shape, item.generator)
-        return torch.randn(shape, generator=item.generator)
+        noise = torch.randn(self._noise_shape(request), generator=item.generator)
+        return request.options.repeated(noise, item.generator)
 
     def _noise_shape(self, request: Request) -> tuple[int, ...]:
         """(C, T, H, W) of one sample."""

@@ -123,13 +123,13 @@ class Options:
         """How many frames the clip may have; None where windows make any length possible."""
         return max_frames if self.windows is None and self.free_noise is None else None
 
-    @property
-    def noise(self) -> FreeNoise | None:
-        """How noise repeats over the clip: as FreeNoise says, else as the windows do."""
-        if self.free_noise is not None or self.windows is None:
-            return self.free_noise
-        length = self.windows.length
-        return FreeNoise(length, max(1, length // 4), noise_type=self.windows.noise)
+    def repeated(self, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise [C, T, H, W] as it repeats over the clip, as FreeNoise says, else the windows."""
+        by = self.free_noise
+        if by is None and self.windows is not None:
+            length = self.windows.length
+            by = FreeNoise(length, max(1, length // 4), noise_type=self.windows.noise)
+        return noise if by is None else by.arranged(noise, generator)
 
     def plans(self) -> Iterator[WindowPlan | None]:
         """The windows of each step, one after the other; None sees the whole clip."""

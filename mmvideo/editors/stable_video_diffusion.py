@@ -306,7 +306,11 @@ class StableVideoDiffusion(Adaptable, PictureTraining):
     def _draw(self, group: list[Sample], request: Request) -> Tensor:
         if any(item.latents is not None for item in group):
             return super()._draw(group, request)
-        return clip_noise(group, self._noise_shape(request))
+        noise = clip_noise(group, self._noise_shape(request))
+        repeated = request.options.repeated
+        return torch.stack(
+            [repeated(one, item.generator) for one, item in zip(noise, group, strict=True)]
+        )
 
     def _context(self, group: list[Sample], guided: bool, request: Request) -> PromptTrack:
         """The pictures' tokens [rows, 1, D]; zeros without guidance's condition."""

@@ -137,7 +137,10 @@ def test_free_init_over_windows_keeps_low_frequencies(animatediff: Any, calls: l
     one, two = (call['sample'] for call in calls[2 * count : 2 * count + 2])
     start = torch.cat([one, two[:, :, 4:]], dim=2)
     generator = torch.Generator().manual_seed(0)
-    noise, fresh = (FREE_NOISE.draw((4, 12, 8, 8), generator)[None] for _ in range(2))
+    noise, fresh = (
+        FREE_NOISE.arranged(torch.randn(4, 12, 8, 8, generator=generator), generator)[None]
+        for _ in range(2)
+    )
     scheduler = copy.deepcopy(animatediff.scheduler)
     kept = scheduler.add_noise(first, noise, torch.tensor([999]))
     low = FreeInit(**everything).low_pass(12, 8, 8)

@@ -241,6 +241,17 @@ def test_windows(editor: Any) -> None:
     assert (longer - frames(editor, video_length=5)).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize('noise', ['shuffle_context', 'repeat_context', 'random'])
+def test_windows_share_their_noise(editor: Any, noise: str) -> None:
+    seen: list[Tensor] = []
+    hook = editor.unet.register_forward_pre_hook(lambda unet, args: seen.append(args[0][0, :4]))
+    windows = dict(length=3, overlap=0, noise=noise)
+    frames(editor, windows=windows, video_length=6, num_inference_steps=1, guidance_scale=1.0)
+    hook.remove()
+    first, second = seen  # frames 0 to 2 and 3 to 5; a quarter of 3 is one, so none changes place
+    assert torch.equal(first, second) is (noise != 'random')
+
+
 def test_what_a_call_leaves_open_is_said() -> None:
     complete = StableVideoDiffusion.complete
     assert complete(model_config(), dict(image=picture(10, 40))) == dict(
