@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from mmengine import Config
 from torch import Tensor
 
 from mmvideo.registry import MODELS
+
+sys.path.insert(0, str(Path(__file__).parent))  # the folder's helper module, for its tests
 
 TINY = Path(__file__).parents[1] / 'apis' / 'tiny_pia.py'
 

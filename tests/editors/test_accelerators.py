@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from small_calls import caller, picture
 
 from mmvideo.diffusion.deep_cache import DeepCache, DeepMemory
 from mmvideo.editors.animatediff import AnimateDiff
@@ -16,14 +16,7 @@ from mmvideo.errors import InputError
 
 PROMPTS = ['a red fish', 'a blue car']
 FAST = dict(video_length=4, num_inference_steps=4, guidance_scale=3.0, seed=0)
-
-
-def make(editor: Any, *args: Any, **arguments: Any) -> Tensor:
-    return editor.infer(*args, **{**FAST, **arguments})['samples']
-
-
-def picture() -> Tensor:
-    return torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1))
+make = caller(**FAST)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from mmengine import Config
 from safetensors.torch import save_file
+from small_calls import caller, distance
 from torch import Tensor, nn
 
 from mmvideo.apis import VideoInferencer
@@ -28,6 +29,7 @@ APIS = Path(__file__).parents[1] / 'apis'
 PIA, SVD = APIS / 'tiny_pia.py', APIS / 'tiny_svd.py'
 CALL = dict(prompt='a red fish', negative_prompt='blue', seed=1, video_length=4, height=16,
             width=16, num_inference_steps=2, guidance_scale=3.0, output_type='latent')  # fmt: skip
+make = caller('latents', **CALL)
 STEP = {'interpolation': 'step'}
 MOTION = r'.motion_modules.'
 NAMES = {
@@ -86,16 +88,6 @@ def with_lora(build: Callable, files: dict[str, str]) -> Callable[..., Any]:
         return known[kind]
 
     return make
-
-
-def make(editor: Any, **changes: Any) -> Tensor:
-    """Latents [N, C, T, H, W]."""
-    return editor.infer(**{**CALL, **changes})['latents']
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    assert one.shape == other.shape
-    return float((one - other).abs().max())
 
 
 def hooks(editor: Any) -> int:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmengine import Config
 from safetensors.torch import save_file
+from small_calls import caller
 from torch import Tensor, nn
 
 from mmvideo.apis import VideoInferencer, read_recipe
@@ -22,6 +23,7 @@ from mmvideo.errors import ConfigError, InputError, WeightsError
 TINY = Path(__file__).parents[1] / 'apis' / 'tiny_pia.py'
 MOTION = 'motion_modules.0.transformer_blocks.0.attn'
 CALL = dict(prompt='a red fish', seed=1, video_length=2, num_inference_steps=2, height=16, width=16)
+make = caller(**CALL)
 
 
 def write_lora(path: Path, model: nn.Module, prefix: str, wanted: str, seed: int = 0) -> Path:
@@ -70,10 +72,6 @@ def state(editor: Any) -> dict[str, Tensor]:
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return list(first) == list(second) and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def make(editor: Any, **changes: Any) -> Tensor:
-    return editor.infer(**{**CALL, **changes})['samples']
 
 
 def test_from_a_config_and_off_again(build: Callable, loras: dict) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_calls import caller
 from torch import Tensor
 
 from mmvideo.editors.animatediff import AnimateDiff
@@ -17,6 +18,7 @@ from mmvideo.errors import ConfigError, InputError, WeightsError
 from mmvideo.models.adapters.control_encoder import ControlEncoder, control_arguments
 
 FAST = dict(prompt='a car', video_length=4, num_inference_steps=2, guidance_scale=2.0, seed=3)
+make = caller(**FAST)
 SHARED = dict(
     block_out_channels=[8, 16],
     layers_per_block=1,
@@ -93,10 +95,6 @@ def editors(build: Callable, folder: Path) -> Callable[..., Any]:
 def clip(seed: int = 0, count: int = 4, side: int = 16) -> Tensor:
     values = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
     return (values * 255).round() / 255
-
-
-def make(editor: Any, **arguments: Any) -> Tensor:
-    return editor.infer(**{**FAST, **arguments})['samples']
 
 
 def differ(a: Tensor, b: Tensor) -> list[bool]:

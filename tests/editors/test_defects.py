@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_calls import caller
 from torch import Tensor
 
 from mmvideo.checkpoints.motion import read_motion
@@ -26,10 +27,7 @@ from mmvideo.registry import MODELS
 
 ROOT = Path(__file__).parents[2]
 FAST = dict(prompt='a car', video_length=4, num_inference_steps=4, guidance_scale=1.0, seed=0)
-
-
-def make(editor: Any, **arguments: Any) -> Tensor:
-    return editor.infer(**{**FAST, **arguments})['samples']
+make = caller(**FAST)
 
 
 def clip(seed: int = 0) -> Tensor:

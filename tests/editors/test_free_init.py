@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_calls import caller, distance, picture
 from torch import Tensor
 
 from mmvideo.diffusion.free_init import FreeInit
@@ -15,20 +16,8 @@ from mmvideo.diffusion.free_noise import FreeNoise
 
 PROMPTS = ['a red fish', 'a blue car']
 FAST = dict(num_inference_steps=2, guidance_scale=3.0, seed=0)
+make = caller(video_length=4, **FAST)
 FREE_NOISE = FreeNoise(8, 2)  # of windows of 8 frames
-
-
-def make(editor: Any, *args: Any, **arguments: Any) -> Tensor:
-    return editor.infer(*args, **{'video_length': 4, **FAST, **arguments})['samples']
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    assert one.shape == other.shape
-    return float((one - other).abs().max())
-
-
-def picture(seed: int = 1) -> Tensor:
-    return torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
 def test_one_round_of_free_init_is_plain(animatediff: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_calls import caller, clip
 from torch import Tensor
 
 from mmvideo.config import load_config
@@ -20,16 +21,8 @@ from mmvideo.registry import DATASETS, MODELS
 
 SPRITES = Path(__file__).parents[2] / 'configs' / 'sprites' / 'animatediff_sprites.py'
 FAST = dict(prompt='a car', video_length=4, num_inference_steps=5, guidance_scale=1.0, seed=3)
+make = caller(**FAST)
 LCM = dict(type='LCMScheduler', beta_start=0.00085, beta_end=0.012, beta_schedule='linear')
-
-
-def clip(seed: int = 0, count: int = 4, side: int = 16) -> Tensor:
-    values = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
-    return (values * 255).round() / 255
-
-
-def make(editor: Any, **arguments: Any) -> Tensor:
-    return editor.infer(**{**FAST, **arguments})['samples']
 
 
 def own_latents(editor: Any, frames: Tensor, seed: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_calls import pictures
 from torch import Tensor
 
 from mmvideo.editors.motion import clip_affinity, condition_frames, spread_motion
@@ -21,10 +22,6 @@ from mmvideo.registry import MODELS
 
 FAST = dict(video_length=4, num_inference_steps=2, guidance_scale=1.0)
 LOOPS = [name for name in MOTION_TABLES if name.startswith('loop')]
-
-
-def pictures(count: int) -> list[Tensor]:
-    return list(torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
 
 
 @pytest.fixture

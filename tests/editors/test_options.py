@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_calls import caller, distance, picture
 from torch import Tensor
 
 from mmvideo.diffusion.windows import SCHEDULES
@@ -17,20 +18,8 @@ from mmvideo.registry import MODELS
 
 PROMPTS = ['a red fish', 'a blue car']
 FAST = dict(num_inference_steps=2, guidance_scale=3.0, seed=0)
+make = caller(video_length=4, **FAST)
 LONG = ' '.join(['a red fish', 'a blue car'] * 4)  # 24 tokens where 10 fit
-
-
-def make(editor: Any, *args: Any, **arguments: Any) -> Tensor:
-    return editor.infer(*args, **{'video_length': 4, **FAST, **arguments})['samples']
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    assert one.shape == other.shape
-    return float((one - other).abs().max())
-
-
-def picture(seed: int = 1) -> Tensor:
-    return torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
 # --- windows --------------------------------------------------------------------------------------

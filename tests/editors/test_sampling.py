@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_calls import caller, distance, pictures
 from torch import Tensor
 
 from mmvideo.errors import InputError, UserError
@@ -15,20 +16,8 @@ from mmvideo.models.conditioning.text import chunks_needed, encode_prompts, toke
 
 PROMPTS = ['a red fish', 'a blue car', 'a car']
 FAST = dict(video_length=4, num_inference_steps=2, guidance_scale=3.0)
+make = caller(**FAST)
 LONG = ' '.join(['a red fish', 'a blue car'] * 4)  # 24 tokens where 10 fit
-
-
-def make(editor: Any, *args: Any, **arguments: Any) -> Tensor:
-    return editor.infer(*args, **{**FAST, **arguments})['samples']
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    assert one.shape == other.shape
-    return float((one - other).abs().max())
-
-
-def pictures(count: int) -> list[Tensor]:
-    return list(torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from small_calls import caller, clip
 
 from mmvideo.editors.animatediff import AnimateDiff
 from mmvideo.editors.pia import PIA
@@ -15,15 +15,7 @@ from mmvideo.errors import InputError
 from mmvideo.registry import MODELS
 
 FAST = dict(prompt='a car', video_length=4, num_inference_steps=5, guidance_scale=2.0, seed=3)
-
-
-def clip(seed: int = 0, count: int = 4, side: int = 16) -> Tensor:
-    values = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
-    return (values * 255).round() / 255
-
-
-def make(editor: Any, **arguments: Any) -> Tensor:
-    return editor.infer(**{**FAST, **arguments})['samples']
+make = caller(**FAST)
 
 
 def test_the_weaker_the_closer_to_the_clip(animatediff: Any) -> None:
