@@ -6,45 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from control_nets import CONTROL, SCRIBBLE, SPARSE, TEXT
 from diffusers import ControlNetModel, SparseControlNetModel
-from torch import nn
+from two_models import disturb
 
 from mmvideo.checkpoints.load import load_into, without_weights
 from mmvideo.models.adapters.control_encoder import ControlEncoder, control_arguments
 
-WIDTHS, TEXT, FRAMES, SIDE = (8, 16), 12, 3, 8
-SHARED: dict[str, Any] = dict(
-    block_out_channels=WIDTHS,
-    layers_per_block=2,
-    cross_attention_dim=TEXT,
-    attention_head_dim=2,
-    norm_num_groups=4,
-)
-CONTROL = dict(
-    SHARED,
-    down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
-    conditioning_embedding_out_channels=(4, 8),
-)
-SPARSE = dict(
-    SHARED,
-    down_block_types=('CrossAttnDownBlockMotion', 'DownBlockMotion'),
-    motion_num_attention_heads=2,
-    motion_max_seq_length=8,
-)
-SCRIBBLE = dict(
-    SPARSE,
-    conditioning_channels=3,
-    use_simplified_condition_embedding=False,
-    conditioning_embedding_out_channels=(4, 8),
-)
-
-
-def disturbed(model: nn.Module) -> nn.Module:
-    """Zero convolutions would hide every mistake."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model.eval()
+FRAMES, SIDE = 3, 8
 
 
 def encoder(reference: Any, **changes: Any) -> ControlEncoder:
@@ -81,7 +50,7 @@ def assert_same(ours: Any, theirs: tuple) -> None:
 @torch.no_grad()
 def test_control_net(changes: dict, guess: bool) -> None:
     torch.manual_seed(0)
-    reference = disturbed(ControlNetModel(**{**CONTROL, **changes}))
+    reference = disturb(ControlNetModel(**{**CONTROL, **changes})).eval()
     ours = encoder(reference)
     sample = torch.randn(2, 4, FRAMES, SIDE, SIDE)
     text = torch.randn(2, 5, TEXT)
@@ -104,7 +73,7 @@ def test_control_net(changes: dict, guess: bool) -> None:
 @torch.no_grad()
 def test_sparse_ctrl(kind: str, guess: bool) -> None:
     torch.manual_seed(1)
-    reference = disturbed(SparseControlNetModel(**(SPARSE if kind == 'rgb' else SCRIBBLE)))
+    reference = disturb(SparseControlNetModel(**(SPARSE if kind == 'rgb' else SCRIBBLE))).eval()
     ours = encoder(reference)
     side, channels = (SIDE, 4) if kind == 'rgb' else (2 * SIDE, 3)
     sample = torch.randn(2, 4, FRAMES, SIDE, SIDE)
@@ -130,7 +99,7 @@ def test_sparse_ctrl(kind: str, guess: bool) -> None:
 @torch.no_grad()
 def test_frames_are_scaled_each(guess: bool = False) -> None:
     torch.manual_seed(2)
-    ours = encoder(disturbed(ControlNetModel(**CONTROL)))
+    ours = encoder(disturb(ControlNetModel(**CONTROL)).eval())
     sample, text = torch.randn(2, 4, FRAMES, SIDE, SIDE), torch.randn(2, 5, TEXT)
     features = ours.embed(torch.rand(1, FRAMES, 3, 2 * SIDE, 2 * SIDE))
     plain = ours(sample, 3, text, features)

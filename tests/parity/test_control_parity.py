@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import two_pipelines as parts
+from control_nets import CONTROL, SCRIBBLE, SPARSE
 from diffusers import (
     AnimateDiffControlNetPipeline,
     AnimateDiffSparseControlNetPipeline,
@@ -18,30 +18,16 @@ from diffusers import (
 )
 from PIL import Image
 from torch import Tensor, nn
+from two_models import disturb
 
 from mmvideo.registry import MODELS
 
-
-def _module(name: str) -> Any:
-    """Another test's module, for what it builds and compares."""
-    path = Path(__file__).with_name(f'{name}.py')
-    spec = importlib.util.spec_from_file_location(f'{name}_for_controls', path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parts = _module('test_pipeline_parity')
-network = _module('test_control_network')
-pairs = parts.pairs  # a fixture
 FRAMES, SIZE = parts.FRAMES, parts.SIZE
 NETS = {
-    'first': (ControlNetModel, dict(network.CONTROL, cross_attention_dim=parts.TEXT)),
-    'second': (ControlNetModel, dict(network.CONTROL, cross_attention_dim=parts.TEXT)),
-    'rgb': (SparseControlNetModel, dict(network.SPARSE, cross_attention_dim=parts.TEXT)),
-    'scribble': (SparseControlNetModel, dict(network.SCRIBBLE, cross_attention_dim=parts.TEXT)),
+    'first': (ControlNetModel, dict(CONTROL, cross_attention_dim=parts.TEXT)),
+    'second': (ControlNetModel, dict(CONTROL, cross_attention_dim=parts.TEXT)),
+    'rgb': (SparseControlNetModel, dict(SPARSE, cross_attention_dim=parts.TEXT)),
+    'scribble': (SparseControlNetModel, dict(SCRIBBLE, cross_attention_dim=parts.TEXT)),
 }
 
 
@@ -49,7 +35,7 @@ def write_net(folder: Path, name: str) -> nn.Module:
     """A random net whose residuals matter, in a folder as diffusers writes it."""
     kind, settings = NETS[name]
     torch.manual_seed(sorted(NETS).index(name))
-    net = network.disturbed(kind(**settings))
+    net = disturb(kind(**settings)).eval()
     if not (folder / name).exists():
         net.save_pretrained(folder / name)
     return net

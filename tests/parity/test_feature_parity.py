@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import two_pipelines as parts
 
-
-def _pipelines() -> Any:
-    """The module of the pipelines' own test, which builds folders and compares."""
-    path = Path(__file__).with_name('test_pipeline_parity.py')
-    spec = importlib.util.spec_from_file_location('pipeline_parity_parts', path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parts = _pipelines()
-pairs = parts.pairs  # a fixture
 PROMPTS, NEGATIVE = parts.PROMPTS, parts.NEGATIVE
 
 

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import two_pipelines as parts
 from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
 
 from mmvideo.editors.animatediff import AnimateDiff
 from mmvideo.errors import InputError
 from mmvideo.registry import MODELS
 
-
-def _pipelines() -> Any:
-    """The module of the pipelines' own test, which builds folders and compares."""
-    path = Path(__file__).with_name('test_pipeline_parity.py')
-    spec = importlib.util.spec_from_file_location('pipeline_parity_for_few_steps', path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parts = _pipelines()
-pairs = parts.pairs  # a fixture
 PROMPTS, FRAMES = parts.PROMPTS, parts.FRAMES
 LINEAR = {key: value for key, value in parts.BETAS.items() if key != 'steps_offset'}
-parts.SAMPLERS.update(
-    LCMScheduler=LINEAR,
-    TCDScheduler=LINEAR,
-    EulerDiscreteScheduler={**LINEAR, 'timestep_spacing': 'trailing'},
-    DDIMScheduler={**LINEAR, 'timestep_spacing': 'trailing', 'clip_sample': False,
-                   'set_alpha_to_one': False},
-)  # fmt: skip
-FEW = ('LCMScheduler', 'TCDScheduler', 'EulerDiscreteScheduler', 'DDIMScheduler')
+TRAILING = {**LINEAR, 'timestep_spacing': 'trailing'}
+FEW = {
+    'LCMScheduler': LINEAR,
+    'TCDScheduler': LINEAR,
+    'EulerDiscreteScheduler': TRAILING,
+    'DDIMScheduler': {**TRAILING, 'clip_sample': False, 'set_alpha_to_one': False},
+}
 
 
 @pytest.mark.parametrize('guidance', [1.0, 2.0])
@@ -47,7 +30,7 @@ FEW = ('LCMScheduler', 'TCDScheduler', 'EulerDiscreteScheduler', 'DDIMScheduler'
 def test_few_steps(pairs: Callable, sampler: str, guidance: float) -> None:
     """The consistency samplers draw noise in each step, from each sample's own generator."""
     pair = pairs('v2')
-    editor = pair.use(sampler)
+    editor = pair.use(sampler, FEW[sampler])
     shared = dict(prompt=PROMPTS, guidance_scale=guidance)
     shared['eta'] = 0.3 if sampler == 'TCDScheduler' else 0.0
     generators = [[torch.Generator().manual_seed(seed) for seed in (4, 5)] for _ in range(2)]
@@ -62,7 +45,7 @@ def test_few_steps(pairs: Callable, sampler: str, guidance: float) -> None:
 
 def test_trailing_steps_begin_at_the_end_of_training(pairs: Callable) -> None:
     for sampler in ('EulerDiscreteScheduler', 'DDIMScheduler'):
-        editor = pairs('v2').use(sampler)
+        editor = pairs('v2').use(sampler, FEW[sampler])
         editor.scheduler.set_timesteps(4)
         assert [int(t) for t in editor.scheduler.timesteps] == [999, 749, 499, 249]
 
@@ -96,7 +79,7 @@ def told(pairs: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
-    config = parts.editor_config(pair.folder, 'LCMScheduler')
+    config = parts.editor_config(pair.folder, 'LCMScheduler', settings=LINEAR)
     config['unet'] = dict(config['unet'], from_pretrained=str(folder))
     return pipeline, config
 

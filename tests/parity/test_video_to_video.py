@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+import two_pipelines as parts
 from diffusers import AnimateDiffVideoToVideoPipeline
 from torch import Tensor
 
-
-def _pipelines() -> Any:
-    """The module of the pipelines' own test, which builds folders and compares."""
-    path = Path(__file__).with_name('test_pipeline_parity.py')
-    spec = importlib.util.spec_from_file_location('pipeline_parity_for_video', path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parts = _pipelines()
-pairs = parts.pairs  # a fixture
 FRAMES, SIZE, CELLS = parts.FRAMES, parts.SIZE, parts.CELLS
-# Two calls of the denoiser a step, so twice as many timesteps are skipped.
-parts.SAMPLERS['HeunDiscreteScheduler'] = parts.BETAS
-SAMPLERS = ('DDIMScheduler', 'EulerDiscreteScheduler', 'HeunDiscreteScheduler')
+SAMPLERS = {
+    'DDIMScheduler': None,
+    'EulerDiscreteScheduler': None,
+    # Two calls of the denoiser a step, so twice as many timesteps are skipped.
+    'HeunDiscreteScheduler': parts.BETAS,
+}
 
 
 def clip() -> Tensor:
@@ -44,7 +30,7 @@ def clip() -> Tensor:
 def test_video_to_video(pairs: Callable, sampler: str, strength: float) -> None:
     """diffusers draws the clip's latents first, so the editor gets the noise that follows."""
     pair = pairs('v2')
-    editor = pair.use(sampler)
+    editor = pair.use(sampler, SAMPLERS[sampler])
     pipeline = AnimateDiffVideoToVideoPipeline(
         **{n: c for n, c in pair.pipeline.components.items() if c is not None}
     )

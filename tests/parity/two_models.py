@@ -16,11 +16,12 @@ def randomised(module: nn.Module) -> Any:
     return module.eval()
 
 
-def disturb(module: nn.Module) -> None:
-    """Biases and norms start at 0 and 1, where a mistake with them would not show."""
+def disturb(module: nn.Module) -> Any:
+    """The module; its biases and norms start at 0 and 1, where a mistake would not show."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return module
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:

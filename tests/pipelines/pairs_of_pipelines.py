@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import two_pipelines as parts
 from torch import Tensor
 
 from mmvideo.checkpoints.save import write_json
-
-_PARITY = Path(__file__).parents[1] / 'parity'
-sys.path.insert(0, str(_PARITY))  # its tests share a helper module
-
-
-def parity_module(name: str) -> Any:
-    """A module of the editors' parity tests, for what it builds."""
-    known = f'{name}_for_pipelines'
-    if known not in sys.modules:
-        spec = importlib.util.spec_from_file_location(known, _PARITY / f'{name}.py')
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[known] = module
-        spec.loader.exec_module(module)
-    return sys.modules[known]
-
-
-parts = parity_module('test_pipeline_parity')
 
 
 class Both:

@@ -8,13 +8,13 @@ from typing import Any
 
 import diffusers
 import pytest
+import test_control_parity as controls
 import torch
-from pairs_of_pipelines import Both, both_of, call, parity_module, parts, seeded
+from pairs_of_pipelines import Both, both_of, call, parts, seeded
 
 import mmvideo.pipelines
 from mmvideo.errors import InputError
 
-controls = parity_module('test_control_parity')
 FRAMES = 4
 
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_i2vgen_pipeline as i2vgen
+import test_svd_pipeline_parity as svd
 import torch
-from pairs_of_pipelines import Both, both_of, parity_module, seeded
+from pairs_of_pipelines import Both, both_of, seeded
 
 from mmvideo.errors import InputError
 from mmvideo.pipelines import I2VGenXLPipeline, StableVideoDiffusionPipeline
-
-svd = parity_module('test_svd_pipeline_parity')
-i2vgen = parity_module('test_i2vgen_pipeline')
 
 
 @pytest.fixture(scope='module')

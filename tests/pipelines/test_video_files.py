@@ -7,8 +7,10 @@ from typing import Any
 
 import diffusers
 import pytest
+import test_i2vgen_pipeline as i2vgen
+import test_svd_pipeline_parity as svd
 import torch
-from pairs_of_pipelines import Both, parity_module, parts, seeded
+from pairs_of_pipelines import Both, parts, seeded
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from mmvideo.checkpoints.files import write_tensors
@@ -18,8 +20,6 @@ from mmvideo.errors import InputError, WeightsError
 from mmvideo.models.borrowed import build_image_encoder
 from mmvideo.pipelines import I2VGenXLPipeline, StableVideoDiffusionPipeline
 
-svd = parity_module('test_svd_pipeline_parity')
-i2vgen = parity_module('test_i2vgen_pipeline')
 WIDTHS = (32,) * 4
 SIZE, FRAMES = 64, 2
 
