@@ -148,6 +148,21 @@ def test_no_path_of_one_machine() -> None:
             assert not found, f'{path}: {found and found.group()}'
 
 
+def test_stated_sizes_of_files_are_near_the_truth() -> None:
+    """What a family adds to the trunk is a table of files and lines on its page."""
+    rows = 0
+    for page in (ROOT / 'configs').glob('*/README.md'):
+        table = re.findall(r'^\|.*\| (`.*\.py`) \| ([\d, ]+) \|$', page.read_text(), re.M)
+        for files, sizes in table:
+            paths = [Path(name) for name in re.findall('`(.*?)`', files)]
+            for path, size in zip(paths, sizes.split(', '), strict=True):
+                here = ROOT / paths[0].parent / path.name
+                lines = len(here.read_text(encoding='utf-8').splitlines())
+                assert abs(lines - int(size)) <= 0.1 * lines, f'{page}: {path} has {lines} lines'
+                rows += 1
+    assert rows > 12
+
+
 def test_nothing_is_written_twice() -> None:
     """No two functions of more than a few lines are the same but for their names."""
     found: dict[str, str] = {}
