@@ -150,7 +150,8 @@ class Starts(Denoising):
         if item.latents is not None:
             return item.latents.float()
         channels, frames, *cells = self._noise_shape(request)
-        return torch.randn(frames, channels, *cells, generator=item.generator).transpose(0, 1)
+        noise = torch.randn(frames, channels, *cells, generator=item.generator).transpose(0, 1)
+        return request.options.repeated(noise, item.generator)
 
     def _prepare(self, group: list[Sample], request: Request) -> None:
         super()._prepare(group, request)

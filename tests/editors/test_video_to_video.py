@@ -68,6 +68,20 @@ def test_pia_starts_from_the_clip_and_not_from_its_picture(pia: Any) -> None:
     assert not torch.allclose(make(pia, **shared), make(pia, video=clip(1), **shared), atol=1e-3)
 
 
+@pytest.mark.parametrize('draws', ['official', 'diffusers'])
+def test_windows_share_their_noise(animatediff: Any, calls: list[dict], draws: str) -> None:
+    """What two windows of one clip see differs by the clip alone."""
+    shared = dict(num_inference_steps=10, guidance_scale=1.0, strength=1.0, draws=draws)
+    between = {}
+    for noise in ('repeat_context', 'random'):
+        calls.clear()
+        windows = dict(length=2, overlap=0, noise=noise)
+        make(animatediff, video=clip()[:1].repeat(4, 1, 1, 1), windows=windows, **shared)
+        first, second = (call['sample'] for call in calls[:2])
+        between[noise] = float((second - first).std())
+    assert between['repeat_context'] < 0.3 * between['random']
+
+
 @pytest.mark.parametrize('kind', ['animatediff', 'pia'])
 def test_with_windows_and_free_init(kind: str, request: Any) -> None:
     editor = request.getfixturevalue(kind)
