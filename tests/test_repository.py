@@ -152,7 +152,7 @@ def test_stated_sizes_of_files_are_near_the_truth() -> None:
     """What a family adds to the trunk is a table of files and lines on its page."""
     rows = 0
     for page in (ROOT / 'configs').glob('*/README.md'):
-        table = re.findall(r'^\|.*\| (`.*\.py`) \| ([\d, ]+) \|$', page.read_text(), re.M)
+        table = re.findall(r'^\|.*\| (`.*\.py`) \| ([\d, ]+) \|$', text(str(page)), re.M)
         for files, sizes in table:
             paths = [Path(name) for name in re.findall('`(.*?)`', files)]
             for path, size in zip(paths, sizes.split(', '), strict=True):

@@ -47,8 +47,7 @@ test_dataloader = dict(
         split='held_out',
         length=200,
         num_frames=16,
-        # motion_scale=2 asks for more than a slow sprite's picture has room for.
-        paces=('steady', 'fast'),
+        paces=('slow', 'steady', 'fast'),
     ),
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),

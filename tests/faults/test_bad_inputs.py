@@ -20,7 +20,6 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 5  # seconds of processor time
-OWN = 2  # of these beyond the import of torch, where a busy machine makes that long
 POISON = b'this is no weight file'
 
 CONFIG = """
@@ -200,14 +199,9 @@ def test_there_are_enough_of_them() -> None:
 def run(folder: Path, mistake: Mistake) -> tuple[int, str, str, float]:
     """Exit code, output, errors and processor seconds of a tool."""
     tool = ROOT / 'tools' / f'{mistake.tool}.py'
-    return run_python(folder, str(tool), *mistake.arguments)
-
-
-def run_python(folder: Path, *arguments: str) -> tuple[int, str, str, float]:
-    """Exit code, output, errors and processor seconds of a script."""
     with open(folder.parent / 'out', 'w+') as out, open(folder.parent / 'err', 'w+') as err:
         child = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, str(tool), *mistake.arguments],
             cwd=folder,
             env=environment(),
             stdout=out,
@@ -239,9 +233,6 @@ def test_mistake(place: Path, mistake: Mistake, record_property: Callable) -> No
     for part in mistake.says:
         assert part in lines[0]
     assert files(place) == before
-    assert seconds <= LIMIT or seconds <= OWN + seconds_of_imports(place)
-
-
-def seconds_of_imports(folder: Path) -> float:
-    """What torch takes alone, with the parts that MMEngine needs; more on a busy machine."""
-    return run_python(folder, '-c', 'import torch, torch.distributed.fsdp')[-1]
+    if seconds > LIMIT:  # once more: what else the machine does only adds
+        seconds = run(place, mistake)[-1]
+    assert seconds <= LIMIT

@@ -52,10 +52,9 @@ class Pair:
 
     def use(self, sampler: str, settings: dict[str, Any] | None = None) -> Any:
         """An editor with this sampler, which the pipeline has then too."""
-        config = editor_config(self.folder, sampler, self.is_pia, settings)
-        settings = {key: value for key, value in config['scheduler'].items() if key != 'type'}
+        settings = settings or SAMPLERS[sampler]
         self.pipeline.scheduler = getattr(diffusers, sampler)(**settings)
-        return MODELS.build(config)
+        return MODELS.build(editor_config(self.folder, sampler, self.is_pia, settings))
 
     @property
     def is_pia(self) -> bool:
