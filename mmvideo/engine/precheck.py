@@ -10,6 +10,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from mmvideo.errors import ConfigError
 from mmvideo.registry import (
     DATASETS,
     HOOKS,
@@ -21,7 +22,7 @@ from mmvideo.registry import (
 
 
 def check_training(cfg: Any) -> None:
-    """Let editor, loop, optimizer wrapper, hooks and dataset of a config check their settings.
+    """Let editor, loop, optimizer, schedules, hooks and dataset of a config check their settings.
 
     Raises:
         UserError: of the part that refuses.
@@ -30,6 +31,7 @@ def check_training(cfg: Any) -> None:
     _ask(LOOPS, cfg.get('train_cfg'))
     _ask(OPTIM_WRAPPERS, cfg.get('optim_wrapper'))
     check_constructor(cfg.get('optim_wrapper'))
+    check_schedules(cfg.get('param_scheduler'), cfg.get('train_cfg'))
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
     for hook in hooks:
         if isinstance(hook, Mapping):
@@ -52,6 +54,27 @@ def check_constructor(optim_wrapper: Any) -> None:
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(optim_wrapper['constructor'])
     if (check := getattr(constructor, 'check', None)) is not None:
         check(optim_wrapper.get('paramwise_cfg'))
+
+
+def check_schedules(schedules: Any, train_cfg: Any) -> None:
+    """That every schedule of steps begins before it ends: without an end of its own, as training.
+
+    Raises:
+        ConfigError: naming the schedule.
+    """
+    steps = (train_cfg or {}).get('max_iters')
+    if not isinstance(schedules, list | tuple):
+        schedules = [] if schedules is None else [schedules]
+    for place, schedule in enumerate(schedules):
+        if not isinstance(schedule, Mapping) or schedule.get('by_epoch', True):
+            continue
+        begin, end = schedule.get('begin', 0), schedule.get('end', steps)
+        if end is not None and begin >= end:
+            where = '' if 'end' in schedule else ', as the training does (train_cfg.max_iters)'
+            raise ConfigError(
+                f'param_scheduler.{place} begins at step {begin} and ends at step {end}{where}; '
+                'expected an earlier begin. param_scheduler=[] trains at one rate.'
+            )
 
 
 def check_dataset(dataset: Any) -> None:

@@ -277,6 +277,24 @@ def test_a_range_of_timesteps_is_refused_before_a_model_is_built(
         runner(model__timestep_range=(5, 5))
 
 
+@pytest.mark.parametrize(
+    ('schedule', 'message'),
+    [
+        (dict(begin=3), r'param_scheduler\.1 begins at step 3 and ends at step 3, as the training'),
+        (dict(begin=2, end=2), r'begins at step 2 and ends at step 2; expected an earlier begin'),
+    ],
+    ids=['after the training', 'its own end'],
+)
+def test_a_schedule_that_never_begins_is_refused_before_a_model_is_built(
+    runner: Runner, schedule: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mmvideo.registry.MODELS.build', None)
+    warm_up = dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=2)
+    decay = dict(type='CosineAnnealingLR', by_epoch=False, T_max=3, **schedule)
+    with pytest.raises(ConfigError, match=message):
+        runner(param_scheduler=[warm_up, decay])
+
+
 def test_training_nothing_is_refused(runner: Runner) -> None:
     with pytest.raises(ConfigError, match='no parameter is trainable'):
         runner(model__trainable=[]).train()
