@@ -111,7 +111,10 @@ class AddAffinity:
 
 
 def measure_scores(
-    dataset: Clips, clips: int, on_clip: Callable[[int], None] = lambda done: None
+    dataset: Clips,
+    clips: int,
+    on_clip: Callable[[int], None] = lambda done: None,
+    percentile: float = 100.0,
 ) -> ScoreRange:
     """The smallest and largest score by distance, over clips spread evenly across a data set.
 
@@ -119,14 +122,19 @@ def measure_scores(
         dataset: items with ``video`` uint8 [T, 3, H, W], all with one T.
         clips: how many items are looked at.
         on_clip: called with the number of clips done.
+        percentile: of the pairs of frames at one distance, how many have at most the largest
+            score that is given; 100 is the very largest. A cut, or a sprite unlike the others,
+            can lie so far above the rest that scaled by it nothing else seems to move.
 
     Raises:
-        InputError: too few clips, or clips of several lengths or sizes.
+        InputError: too few clips, clips of several lengths or sizes, or a percentile that is none.
     """
     if not 1 <= clips <= len(dataset):
         raise InputError(f'clips={clips}: the data set has {len(dataset)}, expected 1 to that.')
+    if not 0 < percentile <= 100:
+        raise InputError(f'percentile={percentile}: expected a number above 0, 100 at most.')
     first: tuple[int, ...] = ()
-    ranges: list[tuple[np.ndarray, np.ndarray]] = []
+    scores: list[np.ndarray] = []
     for done in range(clips):
         index = done * len(dataset) // clips
         sample = AddAffinity()(dataset[index])
@@ -134,13 +142,10 @@ def measure_scores(
         first = first or shape
         if shape != first:
             raise InputError(f'clip {index} is {list(shape)}, the first one {list(first)}.')
-        ranges.append(_by_distance(sample['affinity_scores'].numpy()))
+        scores.append(sample['affinity_scores'].numpy())
         on_clip(done + 1)
-    low = np.min([lowest for lowest, _ in ranges], axis=0)
-    high = np.max([highest for _, highest in ranges], axis=0)
-    return ScoreRange(tuple(low.tolist()), tuple(high.tolist()), first[0], (first[2], first[3]))
-
-
-def _by_distance(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    diagonals = [np.diagonal(scores, offset) for offset in range(len(scores))]
-    return np.array([d.min() for d in diagonals]), np.array([d.max() for d in diagonals])
+    every = np.stack(scores)  # N T T
+    by_distance = [np.diagonal(every, apart, axis1=1, axis2=2) for apart in range(first[0])]
+    low = tuple(float(found.min()) for found in by_distance)
+    high = tuple(float(np.percentile(found, percentile)) for found in by_distance)
+    return ScoreRange(low, high, first[0], (first[2], first[3]))

@@ -136,6 +136,18 @@ def test_measured_range_covers_every_pair_of_its_distance() -> None:
         assert found.maximum[distance] == max(pairs)
 
 
+def test_a_percentile_leaves_out_the_few_largest_scores() -> None:
+    calm = random_clip(4, 32, 32, 0)
+    calm[1:] = calm[0]
+    clips = [torch.from_numpy(calm).permute(0, 3, 1, 2)] * 19
+    clips.append(torch.from_numpy(random_clip(4, 32, 32, 1)).permute(0, 3, 1, 2))
+    dataset = [{'video': clip} for clip in clips]
+    assert all(score > 10 for score in measure_scores(dataset, 20).maximum[1:])
+    assert measure_scores(dataset, 20, percentile=90).maximum == (0, 0, 0, 0)
+    with pytest.raises(InputError, match='percentile=0'):
+        measure_scores(dataset, 20, percentile=0)
+
+
 def test_measured_clips_are_spread_over_the_data_set() -> None:
     seen: list[int] = []
 
@@ -211,6 +223,7 @@ def test_tool_writes_what_the_condition_reads(config: Path, tmp_path) -> None:
     ('arguments', 'words'),
     [
         (['--clips', '0'], 'at least 1'),
+        (['--percentile', '101'], '100 at most'),
         (['--out', 'statistics.txt'], '.json'),
         (['--out', 'no/such/folder/statistics.json'], 'no folder'),
     ],
