@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.device import get_device
 from mmengine.dist import all_gather_object, barrier, get_dist_info, is_main_process
 from mmengine.runner import Runner
 from torch import nn
@@ -47,6 +48,16 @@ class VideoRunner(Runner):
         if cfg.get('resume') and (folder := to_resume(cfg.work_dir, cfg.get('load_from'))):
             check_same_experiment(folder, cfg)
         return super().from_cfg(cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """As MMEngine's, but a model that nothing is trained of stays as it is.
+
+        DistributedDataParallel exchanges gradients and refuses a model without any; the processes
+        of a test only share its clips.
+        """
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            return super().wrap_model(model_wrapper_cfg, model)
+        return model.to(get_device())
 
     def load_or_resume(self) -> None:
         """Resume the newest checkpoint of the work dir, or the one named by ``load_from``."""

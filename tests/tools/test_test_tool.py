@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +107,31 @@ def test_figures_of_the_first_clips_in_bfloat16(
     assert len(shown) == 2
     assert re.fullmatch(r'testing: clip 2/3 \(66 %\), [\d.]+ s left', shown[0])
     assert printed.out.count('Iter(test)') == 1  # the figures, once
+
+
+def test_two_processes_share_the_clips(folder: Path) -> None:
+    # A model to run, of which nothing is trained.
+    frozen = (folder / 'tiny.py').read_text().replace('dict(predict', 'dict(trainable=[], predict')
+    (folder / 'tiny.py').write_text(frozen)
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
+    found = {}
+    for name, launcher, last in (('one', [], []), ('two', launch, ['--launcher', 'pytorch'])):
+        done = subprocess.run(
+            [sys.executable, *launcher, TOOL, 'tiny.py', '--out', f'{name}.json', *last],
+            env={**os.environ, 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[name] = json.loads((folder / f'{name}.json').read_text())
+    assert found['two']['clips'] == 5
+    assert found['two']['figures'] == pytest.approx(found['one']['figures'])
+    captions = {
+        k: [clip['caption'] for clip in v['each']['SpriteMetric']] for k, v in found.items()
+    }
+    assert captions['two'] == captions['one'] and len(captions['one']) == 5
 
 
 @pytest.mark.parametrize(('hooks', 'kind'), [([], 'model'), ([dict(type='EMAHook')], 'ema')])
