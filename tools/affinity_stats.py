@@ -100,6 +100,7 @@ def measure(source: dict, clips: int, percentile: float) -> Any:
         num_frames=found.num_frames,
         stride=getattr(dataset, 'stride', 1),
         num_clips=clips,
+        percentile=percentile,
     )
 
 
@@ -128,7 +129,7 @@ def report(statistics: Any) -> str:
     apart = 'at a rate' if statistics.stride is None else f'stride {statistics.stride}'
     lines = [
         f'{statistics.dataset}: {statistics.num_clips} clips of {statistics.num_frames} frames, '
-        f'{width}x{height} px, {apart}',
+        f'{width}x{height} px, {apart}; maximum at {statistics.percentile:g} %',
         'offset   minimum   maximum',
     ]
     ranges = zip(statistics.minimum, statistics.maximum, strict=True)

@@ -15,6 +15,7 @@ examples:
   python tools/test.py configs/sprites/pia_sprites.py --dtype bfloat16 --limit 48
   python tools/test.py CONFIG --checkpoint work_dirs/NAME/iter_2000
   python tools/test.py CONFIG --cfg-options model.predict.num_inference_steps=15
+  torchrun --nproc-per-node 8 tools/test.py CONFIG --launcher pytorch
 """
 
 

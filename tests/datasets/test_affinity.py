@@ -202,16 +202,16 @@ def test_tool_writes_what_the_condition_reads(config: Path, tmp_path) -> None:
     from mmvideo.models.conditioning.pia import PIACondition
 
     out = tmp_path / 'statistics.json'
-    result = tool(str(config), '--clips', '5', '--out', str(out))
+    result = tool(str(config), '--clips', '5', '--percentile', '90', '--out', str(out))
     assert result.returncode == 0, result.stderr
     content = json.loads(out.read_text())
     assert content['dataset'] == 'SpriteWorld'
     assert content['size'] == [48, 48]
     assert (content['num_frames'], content['num_clips'], content['stride']) == (6, 5, 1)
-    assert len(content['maximum']) == 6
+    assert len(content['maximum']) == 6 and content['percentile'] == 90
     assert f'{content["maximum"][5]:.4f}' in result.stdout
     dataset = DATASETS.build(dict(type='SpriteWorld', length=50, num_frames=6, size=48))
-    assert measure_scores(dataset, 5).maximum == tuple(content['maximum'])
+    assert measure_scores(dataset, 5, percentile=90).maximum == tuple(content['maximum'])
     condition = PIACondition(statistics=out)
     scores = torch.from_numpy(affinity_scores(dataset[0]['video'].permute(0, 2, 3, 1).numpy()))
     affinity = condition.training_affinity(scores[None], torch.tensor([2]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,6 +148,9 @@ def test_statistics_round_trip(tmp_path) -> None:
     content = json.loads(path.read_text())
     assert content['size'] == [256, 256]
     assert (content['num_frames'], content['stride'], content['dataset']) == (16, 4, 'WebVid')
+    at_a_rate = replace(WEBVID_STATISTICS, stride=None, percentile=99.5)
+    path.write_text(at_a_rate.to_json())
+    assert AffinityStatistics.from_json(path) == at_a_rate
 
 
 @pytest.mark.parametrize(
@@ -162,6 +166,7 @@ def test_statistics_round_trip(tmp_path) -> None:
         ('{"version": 1, "minimum": [0, 0], "maximum": [0, NaN]}', 'offset 1'),
         ('{"version": 1, "minimum": [0], "maximum": ["a"]}', 'maximum='),
         ('{"version": 1, "minimum": [0], "maximum": [0], "stride": "4"}', 'stride='),
+        ('{"version": 1, "minimum": [0], "maximum": [0], "percentile": "99"}', 'percentile='),
     ],
 )
 def test_damaged_statistics(tmp_path, text: str, words: str) -> None:

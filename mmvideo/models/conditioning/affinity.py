@@ -182,6 +182,7 @@ class AffinityStatistics:
         stride: source frames from one frame of a clip to the next; None where clips are taken at
             a rate of frames a second.
         num_clips: clips measured; 0 where the source does not say.
+        percentile: how many of the scores ``maximum`` covers, in percent.
     """
 
     minimum: tuple[float, ...]
@@ -191,6 +192,7 @@ class AffinityStatistics:
     num_frames: int = 0
     stride: int | None = 1
     num_clips: int = 0
+    percentile: float = 100.0
 
     def __post_init__(self) -> None:
         if not self.minimum or len(self.minimum) != len(self.maximum):
@@ -332,6 +334,13 @@ def _own_table(numbers: Sequence[Any]) -> tuple[float, ...]:
     return tuple(float(number) for number in numbers)
 
 
+_KINDS: dict[str, tuple[Any, str]] = {
+    'dataset': (str, 'a text'),
+    'stride': (int | None, 'a whole number, or null'),
+    'percentile': (int | float, 'a number'),
+}
+
+
 def _check_kind(key: str, value: Any) -> None:
     if key in ('minimum', 'maximum', 'size'):
         valid = isinstance(value, (list, tuple)) and all(
@@ -339,7 +348,7 @@ def _check_kind(key: str, value: Any) -> None:
         )
         expected = 'a list of numbers'
     else:
-        kind = str if key == 'dataset' else int
-        valid, expected = isinstance(value, kind), f'a value of type {kind.__name__}'
+        kind, expected = _KINDS.get(key, (int, 'a whole number'))
+        valid = isinstance(value, kind)
     if not valid:
         raise InputError(f'affinity statistics: {key}={value!r}, expected {expected}.')
