@@ -34,24 +34,13 @@ def parse_args() -> argparse.Namespace:
         help='clips to measure, spread over the data set; default 2000, or all if there are fewer',
     )  # fmt: skip
     parser.add_argument(
-        '--percentile', type=percent, default=100.0, metavar='P',
+        '--percentile', type=float, default=100.0, metavar='P',
         help='of the pairs of frames at each distance, the share in percent that the largest score '
         'covers; below 100 a few cuts or odd clips do not set it. Default 100',
     )  # fmt: skip
     parser.add_argument('--out', metavar='FILE.json', help='where to write the statistics')
     parser.add_cfg_options()
     return parser.parse_args()
-
-
-def percent(text: str) -> float:
-    """A share above 0 %, 100 % at most."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f'{text!r}: expected a number above 0, 100 at most')
-    return value
 
 
 def run(args: argparse.Namespace) -> None:

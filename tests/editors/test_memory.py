@@ -176,28 +176,24 @@ def test_halves_one_after_the_other(
     assert len(caplog.records) == 1 and 'halves of guidance' in caplog.text
 
 
-WHOLE_CALL = 1e-4  # float32, end to end
-
-
 def test_halves_of_a_model_with_conditions() -> None:
     torch.manual_seed(0)
-    editor = MODELS.build(load_config(APIS / 'tiny_svd.py').model).eval()
+    # SVD's first step multiplies rounding by 700, and how kernels round one row and two depends on
+    # the processor.
+    editor = MODELS.build(load_config(APIS / 'tiny_svd.py').model).eval().double()
     call: dict[str, Any] = dict(
         image=PICTURE, height=16, width=16, num_inference_steps=2, seed=0,
         max_guidance_scale=2.0,
     )  # fmt: skip
     whole = editor.infer(**call)['samples']
-    other = editor.infer(**{**call, 'max_guidance_scale': 2.1})['samples']
-    # The bar of a whole call: how kernels round one row and two depends on the processor.
-    assert (other - whole).abs().max() > 10 * WHOLE_CALL
     rows, hook = limited(editor.unet, 1, full())
     with hook:
         found = editor.infer(**call)['samples']
-    assert rows == [2, 1, 1, 1, 1] and (found - whole).abs().max() <= WHOLE_CALL
+    assert rows == [2, 1, 1, 1, 1] and (found - whole).abs().max() <= 1e-5
     rows, hook = limited(editor.vae.decoder.conv_in, 1, full())
     with hook:
         found = editor.infer(**call)['samples']
-    assert rows == [3, 1, 1, 1] and (found - whole).abs().max() <= WHOLE_CALL
+    assert rows == [3, 1, 1, 1] and (found - whole).abs().max() <= 1e-5
 
 
 def test_no_half_fits(animatediff: Any) -> None:
